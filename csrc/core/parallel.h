@@ -1,0 +1,36 @@
+// The one way CPU kernels use several threads.
+//
+// Plain OpenMP: torch's own runtime (libgomp) is the one that gets loaded, so weft and torch share
+// one pool of threads, and `Context::threads` carries torch.set_num_threads.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/context.h"
+
+namespace weft {
+
+// Calls `body(begin, end)` on consecutive parts of [0, count), each of at least `grain` items. The
+// parts depend on the number of threads, so a body must not let its result depend on them.
+template <class Body>
+inline void parallel_for(const Context& context, int64_t count, int64_t grain, const Body& body) {
+  if (count <= 0) return;
+  const int64_t parts = std::min<int64_t>(context.threads, count / std::max<int64_t>(grain, 1));
+  if (parts <= 1 || omp_in_parallel()) {
+    body(int64_t{0}, count);
+    return;
+  }
+#pragma omp parallel num_threads(static_cast<int>(parts))
+  {
+    const int64_t team = omp_get_num_threads();
+    const int64_t member = omp_get_thread_num();
+    const int64_t begin = count * member / team;
+    const int64_t end = count * (member + 1) / team;
+    if (begin < end) body(begin, end);
+  }
+}
+
+}  // namespace weft

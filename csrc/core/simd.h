@@ -1,0 +1,127 @@
+// SIMD for CPU kernels: the compiler's own vector types, one width per target.
+//
+// GCC's and Clang's vector extensions give arithmetic, comparisons and `mask ? a : b` on Vec<T>
+// directly, without torch and without an intrinsic per ISA; only what they lack stands here: loads
+// and stores that convert half types, tails, broadcasts. Included by *_cpu.cpp alone; everything is
+// in the target's namespace, so code for one ISA is never linked into another's.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.h"
+
+namespace weft::WEFT_TARGET {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+#define WEFT_INLINE inline __attribute__((always_inline))
+
+// Bytes wide enough for `Count` elements of T; a full vector unless said otherwise.
+template <class T, int Count = kVectorBytes / static_cast<int>(sizeof(T))>
+struct vector_of {
+  typedef T type __attribute__((vector_size(Count * sizeof(T))));
+};
+template <class T>
+using Vec = typename vector_of<T>::type;
+
+// How many values of the accumulation type of T one vector holds.
+template <class T>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(accumulate_t<T>));
+
+template <class V, class T>
+WEFT_INLINE V broadcast(T value) {
+  return V{} + value;  // exact for every value but -0, which becomes +0
+}
+
+namespace detail {
+
+template <class T, int Count>
+WEFT_INLINE auto load_bits(const T* address) {
+  typename vector_of<T, Count>::type bits;
+  memcpy(&bits, address, sizeof(bits));
+  return bits;
+}
+
+}  // namespace detail
+
+// kLanes<T> elements, widened to the accumulation type.
+WEFT_INLINE Vec<float> load_vec(const float* address) {
+  return detail::load_bits<float, kLanes<float>>(address);
+}
+WEFT_INLINE Vec<double> load_vec(const double* address) {
+  return detail::load_bits<double, kLanes<double>>(address);
+}
+WEFT_INLINE Vec<float> load_vec(const bf16* address) {
+  const auto bits =
+      detail::load_bits<uint16_t, kLanes<bf16>>(reinterpret_cast<const uint16_t*>(address));
+  const auto wide = __builtin_convertvector(bits, Vec<uint32_t>) << 16;
+  Vec<float> result;
+  memcpy(&result, &wide, sizeof(result));
+  return result;
+}
+WEFT_INLINE Vec<float> load_vec(const f16* address) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(address)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(address)));
+#else
+  Vec<float> result;
+  for (int i = 0; i < kLanes<f16>; ++i) result[i] = widen(address[i]);
+  return result;
+#endif
+}
+
+WEFT_INLINE void store_vec(float* address, Vec<float> value) {
+  memcpy(address, &value, sizeof(value));
+}
+WEFT_INLINE void store_vec(double* address, Vec<double> value) {
+  memcpy(address, &value, sizeof(value));
+}
+// Round to nearest even; NaN stays NaN.
+WEFT_INLINE void store_vec(bf16* address, Vec<float> value) {
+  Vec<uint32_t> bits;
+  memcpy(&bits, &value, sizeof(bits));
+  const Vec<uint32_t> rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const Vec<uint32_t> kept = (value == value) ? rounded : (Vec<uint32_t>{} + 0x7FC0u);
+  using Half = vector_of<uint16_t, kLanes<bf16>>::type;
+  const Half half = __builtin_convertvector(kept, Half);
+  memcpy(static_cast<void*>(address), &half, sizeof(half));
+}
+WEFT_INLINE void store_vec(f16* address, Vec<float> value) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(address),
+                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(address),
+                   _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int i = 0; i < kLanes<f16>; ++i) address[i] = narrow<f16>(value[i]);
+#endif
+}
+
+// The first `count` elements only; the other lanes read as zero and are not written.
+template <class T>
+WEFT_INLINE auto load_part(const T* address, int count) {
+  T buffer[kLanes<T>] = {};
+  memcpy(static_cast<void*>(buffer), address, count * sizeof(T));
+  return load_vec(buffer);
+}
+template <class T, class V>
+WEFT_INLINE void store_part(T* address, V value, int count) {
+  T buffer[kLanes<T>];
+  store_vec(buffer, value);
+  memcpy(static_cast<void*>(address), buffer, count * sizeof(T));
+}
+
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,54 @@
+// The device vocabulary: the only words CUDA kernels are written in.
+//
+// A `.cu` file compiles two ways. Under nvcc each word is the hardware's own instruction
+// (device/cuda.h). Under g++ each word is executed on the CPU, one fiber per CUDA thread
+// (device/host.h), strictly: what hardware forgives silently is an error there. Nothing in a kernel
+// asks which of the two it is.
+//
+//   WEFT_GLOBAL void kernel(...)         a kernel; blocks and grids are one-dimensional
+//   launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
+//                                        non-const pointer arguments are the kernel's outputs
+//   thread_index() block_size() block_index() grid_size() lane()
+//   SharedMemory shared;                 the block's shared memory ...
+//   T* tile = shared.take<T>(count);     ... handed out piece by piece, 16-byte aligned
+//   barrier()                            all threads of the block
+//   shuffle(v, lane) shuffle_xor(v, mask) shuffle_down(v, delta) shuffle_up(v, delta)
+//   ballot(p) any(p) all(p)              all 32 lanes of a warp
+//   load(p) load_pack<N>(p) store(p, v) store(p, pack)
+//                                        global memory; a pack is 2, 4, 8 or 16 bytes, aligned
+//   cp_async<Bytes>(shared, global) cp_async_commit() cp_async_wait<Pending>()
+//                                        4-, 8- or 16-byte copies that land at the wait
+//
+// There are no atomics: every weft kernel gives the same bits on every run.
+#pragma once
+
+#include "core/dtype.h"
+
+namespace weft::device {
+
+// N neighbouring elements that move in one access.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0, "a pack is at most 16 bytes wide");
+  T value[N];
+  WEFT_HD T& operator[](int i) { return value[i]; }
+  WEFT_HD const T& operator[](int i) const { return value[i]; }
+};
+
+struct Launch {
+  const char* kernel;  // the name that errors and reports use
+  int64_t blocks;
+  int threads;  // per block, a multiple of 32
+  int64_t shared_bytes = 0;
+  void* stream = nullptr;
+};
+
+}  // namespace weft::device
+
+#if defined(__CUDACC__)
+#include "device/cuda.h"
+#define WEFT_TARGET cuda
+#else
+#include "device/host.h"
+#define WEFT_TARGET cuda_on_host
+#endif

@@ -1,0 +1,46 @@
+// The pybind11 module weft._C: loading it registers the ops; it exposes what is not an op.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "ops_common.h"
+
+#if WEFT_WITH_HOST_EXECUTION
+#include "device/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+#if WEFT_WITH_HOST_EXECUTION
+py::list launch_reports() {
+  py::list rows;
+  for (const auto& r : weft::device::launch_reports()) {
+    using namespace py::literals;
+    rows.append(py::dict("kernel"_a = r.kernel, "blocks"_a = r.blocks, "threads"_a = r.threads,
+                         "shared_bytes"_a = r.shared_bytes, "bytes_loaded"_a = r.bytes_loaded,
+                         "bytes_stored"_a = r.bytes_stored, "sectors_loaded"_a = r.sectors_loaded,
+                         "sectors_stored"_a = r.sectors_stored));
+  }
+  return rows;
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "weft's compiled kernels; importing registers torch.ops.weft";
+  m.attr("with_cuda") = static_cast<bool>(WEFT_WITH_CUDA);
+  m.attr("with_host_execution") = static_cast<bool>(WEFT_WITH_HOST_EXECUTION);
+  m.attr("cuda_architectures") = WEFT_CUDA_ARCHITECTURES;
+  m.attr("compiler") = __VERSION__;
+  m.def("cpu_target", [] { return weft::target_name(weft::cpu_target()); });
+  m.def("available_cpu_targets", weft::available_cpu_targets);
+  m.def("set_cpu_target", weft::set_cpu_target);
+  m.def("set_host_execution", weft::set_host_execution);
+  m.def("host_execution", weft::host_execution);
+#if WEFT_WITH_HOST_EXECUTION
+  m.def("launch_reports", launch_reports);
+  m.def("clear_launch_reports", weft::device::clear_launch_reports);
+#endif
+}

@@ -1,0 +1,33 @@
+"""weft: hand-written C++/CUDA kernels for convolution, pooling and recurrent cells in PyTorch.
+
+    import weft
+    model = weft.convert(model)      # exchange torch's layers for weft's, in place
+    from weft import nn              # or build with weft's layers
+"""
+
+import torch
+
+
+def _load() -> None:
+    """Imports weft._C; a build for another torch gets one clear sentence."""
+    try:
+        from weft._built_for import TORCH_VERSION
+    except ImportError:
+        raise ImportError(
+            "weft is not built: run `pip install --no-build-isolation -e .` in its source folder"
+        ) from None
+    if TORCH_VERSION != torch.__version__:
+        raise ImportError(
+            f"weft was built for torch {TORCH_VERSION}, this is torch {torch.__version__}: "
+            "build weft again under this torch"
+        )
+    import weft._C
+
+
+_load()
+
+from weft import functional, nn  # noqa: E402
+from weft.convert import convert, revert  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["convert", "functional", "nn", "revert"]

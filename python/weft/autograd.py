@@ -1,0 +1,64 @@
+"""How weft's ops become differentiable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Function:
+    """A `torch.autograd.Function` that is cheap in eager mode and works under `torch.func`.
+
+    A subclass defines three static methods:
+
+    - ``compute(*args)``: the forward op; returns what ``apply`` returns.
+    - ``save(ctx, args, outputs)``: keeps what backward needs.
+    - ``backward(ctx, *grads)``: as in `torch.autograd.Function`.
+
+    `torch.func` demands the form with ``setup_context``, which costs 11 µs a call more than
+    ``forward(ctx, ...)``; so each subclass is made into both, and ``apply`` takes the first only
+    inside a transform.
+    """
+
+    _eager: type[torch.autograd.Function]
+    _functorch: type[torch.autograd.Function]
+
+    compute: Any
+    save: Any
+    backward: Any
+
+    def __init_subclass__(cls) -> None:
+        compute, save, backward = cls.compute, cls.save, cls.backward
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            outputs = compute(*args)
+            save(ctx, args, outputs)
+            return outputs
+
+        cls._eager = type(
+            cls.__name__,
+            (torch.autograd.Function,),
+            {"forward": staticmethod(forward), "backward": staticmethod(backward)},
+        )
+        cls._functorch = type(
+            cls.__name__,
+            (torch.autograd.Function,),
+            {
+                "generate_vmap_rule": True,
+                "forward": staticmethod(compute),
+                "setup_context": staticmethod(save),
+                "backward": staticmethod(backward),
+            },
+        )
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return cls._functorch.apply(*args)
+        return cls._eager.apply(*args)
+
+
+def needs_grad(*tensors: torch.Tensor | None) -> bool:
+    """True if autograd will ask for a gradient of one of `tensors`."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

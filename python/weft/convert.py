@@ -1,0 +1,35 @@
+"""Exchanging torch's layers for weft's inside a model, and back."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from weft import nn
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+# A weft layer adds no state to torch's class of the same name, so exchanging the class is enough.
+_WEFT_CLASS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__}
+_TORCH_CLASS = {weft_class: torch_class for torch_class, weft_class in _WEFT_CLASS.items()}
+
+
+def _exchange(model: Model, classes: dict[type, type]) -> Model:
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    return model
+
+
+def convert(model: Model) -> Model:
+    """Exchanges, in place, every layer of `model` that weft has for weft's; returns `model`.
+
+    Only exact torch classes are exchanged: a subclass may rely on its base's `forward`. Parameters,
+    `state_dict` keys and hooks stay as they are.
+    """
+    return _exchange(model, _WEFT_CLASS)
+
+
+def revert(model: Model) -> Model:
+    """Undoes `convert`, in place; returns `model`."""
+    return _exchange(model, _TORCH_CLASS)

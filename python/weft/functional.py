@@ -1,0 +1,5 @@
+"""weft's functions, with the signatures of `torch.nn.functional` and `torch`."""
+
+from weft.pool import avg_pool2d, max_pool2d
+
+__all__ = ["avg_pool2d", "max_pool2d"]

@@ -1,0 +1,9 @@
+"""weft's layers: torch.nn's classes with weft's kernels behind them.
+
+Each class subclasses torch's own of the same name and overrides `forward` alone, so parameters,
+`state_dict`, hooks and `isinstance` are torch's.
+"""
+
+from weft.nn.pool import AvgPool2d, MaxPool2d
+
+__all__ = ["AvgPool2d", "MaxPool2d"]

@@ -1,0 +1,101 @@
+"""Builds weft._C: the torch-free kernels with CMake, the torch-facing part with torch's own builder.
+
+Environment:
+    WEFT_CUDA             0 or 1; default: 1 where torch is a CUDA build and nvcc is there
+    WEFT_HOST_EXECUTION   1 builds the CUDA kernels for execution on the CPU as well (tests)
+    WEFT_SANITIZE         1 builds with the address and undefined-behaviour sanitizers
+    WEFT_BUILD_DIR        where kernels are built (default build/kernels)
+    TORCH_CUDA_ARCH_LIST  default "8.0;9.0a+PTX"
+    MAX_JOBS              parallel compilations
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def switch(name: str, default: bool) -> bool:
+    value = os.environ.get(name, "1" if default else "0")
+    if value not in ("0", "1"):
+        raise SystemExit(f"weft: {name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def nvcc() -> str | None:
+    in_home = Path(CUDA_HOME or "/nowhere") / "bin" / "nvcc"
+    return str(in_home) if in_home.exists() else shutil.which("nvcc")
+
+
+HOST_EXECUTION = switch("WEFT_HOST_EXECUTION", default=False)
+SANITIZE = switch("WEFT_SANITIZE", default=False)
+CUDA = switch("WEFT_CUDA", default=torch.version.cuda is not None and nvcc() is not None)
+ARCH_LIST = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a+PTX").replace(" ", ";")
+BUILD_DIR = ROOT / os.environ.get("WEFT_BUILD_DIR", "build/kernels")
+
+if CUDA and torch.version.cuda is None:
+    raise SystemExit("weft: WEFT_CUDA=1 needs a CUDA build of torch; this one is CPU only")
+if CUDA and nvcc() is None:
+    raise SystemExit("weft: WEFT_CUDA=1 needs nvcc; set CUDA_HOME or put it on PATH")
+
+
+class BuildWeft(BuildExtension):
+    """Builds the kernel library before the extension that links it."""
+
+    def build_extensions(self) -> None:
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "WEFT_CUDA": int(CUDA),
+            "WEFT_HOST_EXECUTION": int(HOST_EXECUTION),
+            "WEFT_SANITIZE": int(SANITIZE),
+            "WEFT_CUDA_ARCH_LIST": ARCH_LIST,
+            "WEFT_NVCC": nvcc() or "nvcc",
+        }
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run(
+            ["cmake", "-S", str(ROOT), "-B", str(BUILD_DIR), "-G", "Ninja", *defines], check=True
+        )
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        subprocess.run(
+            ["cmake", "--build", str(BUILD_DIR), "--target", "weft_kernels", *jobs], check=True
+        )
+        self.force = True  # relink: setuptools does not see the library change
+        super().build_extensions()
+        built_for = f'TORCH_VERSION = "{torch.__version__}"\n'
+        (ROOT / "python" / "weft" / "_built_for.py").write_text(built_for)
+
+
+sanitizers = ["-fsanitize=address,undefined"] if SANITIZE else []
+macros = {
+    "WEFT_X86": int(os.uname().machine in ("x86_64", "AMD64")),
+    "WEFT_WITH_CUDA": int(CUDA),
+    "WEFT_WITH_HOST_EXECUTION": int(HOST_EXECUTION),
+    "WEFT_CUDA_ARCHITECTURES": f'"{ARCH_LIST if CUDA else ""}"',
+}
+sources = [ROOT / "csrc/module.cpp", ROOT / "csrc/ops_common.cpp", *ROOT.glob("csrc/*/*_ops.cpp")]
+cuda_include = [str(Path(CUDA_HOME) / "include")] if CUDA and CUDA_HOME else []
+cuda_libraries = ["c10_cuda", "cudart"] if CUDA else []
+cuda_directories = [str(Path(CUDA_HOME) / "lib64")] if CUDA and CUDA_HOME else []
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "weft._C",
+            sources=sorted(str(s.relative_to(ROOT)) for s in sources),
+            include_dirs=[str(ROOT / "csrc"), *cuda_include],
+            define_macros=list(macros.items()),
+            extra_compile_args=["-O2", "-fopenmp", "-fvisibility=hidden", *sanitizers],
+            extra_objects=[str(BUILD_DIR / "libweft_kernels.a")],
+            extra_link_args=["-fopenmp", *sanitizers],
+            libraries=cuda_libraries,
+            library_dirs=cuda_directories,
+        )
+    ],
+    cmdclass={"build_ext": BuildWeft},
+)

@@ -1,4 +1,4 @@
-"""Builds weft._C: the torch-free kernels with CMake, the torch-facing part with torch's own builder.
+"""Builds weft._C: the torch-free kernels with CMake, the rest with torch's own builder.
 
 Environment:
     WEFT_CUDA             0 or 1; default: 1 where torch is a CUDA build and nvcc is there

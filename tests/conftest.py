@@ -7,8 +7,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-
 import weft.testing
+
+# Test problems are tiny: a second thread only waits. Tests of threading set their own number.
+torch.set_num_threads(1)
 
 BACKENDS = ["cpu", "cuda-on-host"] + (["cuda"] if torch.cuda.is_available() else [])
 

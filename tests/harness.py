@@ -193,7 +193,7 @@ def check_deterministic(function: Callable[[], Any]) -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
-            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+            assert torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def sliced(tensor: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 //
 // Forward: threads own runs of output rows. Bound: bytes; a 3x3 window costs about as many vector
 // operations as the copy it is measured against has bytes to wait for.
-// Maximum, backward: a thread owns whole planes and adds each output's gradient at its place, in
-// order. One owner per plane makes that deterministic without atomics, and its cost does not depend
-// on the window; gathering per input costs size_H*size_W compares and lost for windows over 2x2.
-// Average, backward: the same two passes with input and output exchanged: outputs' rows are divided
-// and summed over the rows that cover an input row, then spread over the window's W axis.
+// Maximum, backward: each input row gathers from the output rows that cover it, by vector compares
+// of places; its cost grows with the window's elements, so beyond 32 a thread owns whole planes and
+// adds each output's gradient at its place in order, one owner per plane keeping the bits (adding
+// lost by 3 to 5 times on 2x2 and 3x3).
+// Average, backward: the forward's passes with input and output exchanged: outputs' rows are
+// divided and summed over the rows that cover an input row, then spread over the window's W axis.
 #include <limits>
 
 #include "core/parallel.h"
@@ -84,6 +85,43 @@ WEFT_INLINE void walk_rows(const PoolProblem& p, const T* x, int64_t begin, int6
       held[rows.slot[k]] = row;
     }
     second_pass(index, od, oh, rows);
+  }
+}
+
+// out[w] = phase (w + padding) % stride at (w + padding) / stride.
+template <class T, class A>
+void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t inner,
+                  int64_t positions, T* out) {
+  const int64_t stride = window.stride;
+  int64_t w = 0;
+  if (stride == 1) {
+    const A* row = phases + window.padding * inner;
+    for (int64_t j = 0; j < positions * inner; j += kLanes<T>)
+      store_row(out, j, positions * inner, load_vec(row + j));
+    return;
+  }
+  if (stride == 2 && inner == 1) {
+    if (window.padding % 2 == 1 && positions > 0) {
+      out[w++] = narrow<T>(phases[pitch + window.padding / 2]);
+    }
+    for (int64_t i = (w + window.padding) / 2; w + 2 * kLanes<T> <= positions;
+         w += 2 * kLanes<T>, i += kLanes<T>) {
+      Vec<A> low, high;
+      interleave(load_vec(phases + i), load_vec(phases + pitch + i), low, high);
+      store_vec(out + w, low);
+      store_vec(out + w + kLanes<T>, high);
+    }
+  }
+  for (; w < positions; ++w) {
+    const int64_t t = w + window.padding;
+    const A* from = phases + t % stride * pitch + t / stride * inner;
+    for (int64_t j = 0; j < inner; j += kLanes<T>) {
+      if (inner < kLanes<T>) {
+        for (int64_t c = 0; c < inner; ++c) out[w * inner + c] = narrow<T>(from[c]);
+      } else {
+        store_row(out + w * inner, j, inner, load_vec(from + j));
+      }
+    }
   }
 }
 
@@ -222,6 +260,100 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
   });
 }
 
+// Input rows [begin, end) of [outer, D, H], for small windows. The gradient of padded position
+// t = w + padding is the sum, over the output rows r that cover its row and the window places s of
+// phase t % stride, of gy[r] at t / stride - offset(s) where the place kept there is (r, s): a
+// masked sum of unit-stride rows.
+template <class T, class Place>
+void max_gather_gradients(const PoolProblem& p, const T* gy, const Place* places, T* gx,
+                          int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  using I = lane_int<A>;
+  const Window& window = p.window[2];
+  const int64_t inner = p.inner;
+  const int64_t n = p.out[2] * inner;
+  const int64_t margin = window.dilation * (window.size - 1) / window.stride * inner;
+  const int64_t phase_positions = ceil_div(p.in[2] + window.padding, window.stride);
+  const int64_t phase_pitch = round_up(phase_positions * inner, kLanes<T>) + kLanes<T>;
+  Scratch<A> phases(phase_pitch * window.stride);
+
+  // The covering output rows, widened once, with nothing (place -1) before and after them.
+  const int64_t height = (p.window[1].span() - 1) / p.window[1].stride + 1;
+  const int64_t depth = (p.window[0].span() - 1) / p.window[0].stride + 1;
+  const int64_t pitch = margin + phase_pitch + round_up(n, kLanes<T>) + kLanes<T>;
+  Scratch<A> grads(depth * height * pitch);
+  Scratch<I> codes(depth * height * pitch);
+  Scratch<int64_t> held(depth * height);
+  fill(grads.data(), depth * height * pitch, A{0});
+  fill(codes.data(), depth * height * pitch, I{-1});
+  fill(held.data(), depth * height, int64_t{-1});
+
+  struct Cover {
+    int64_t at;    // element of grads and codes that belongs to output 0
+    int64_t code;  // of the window's place (i, j, 0)
+  };
+  struct Term {  // adds grads[at + x] where codes[at + x] == code
+    int64_t at;
+    int64_t code;
+  };
+  Scratch<Cover> covers(depth * height);
+  Scratch<Term> terms(depth * height * window.size);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t h = index % p.in[1];
+    const int64_t d = index / p.in[1] % p.in[0];
+    const int64_t outer = index / (p.in[1] * p.in[0]);
+    const Range ds = outputs_covering(p.window[0], d, p.out[0]);
+    const Range hs = outputs_covering(p.window[1], h, p.out[1]);
+    int64_t count = 0;
+    for (int64_t od = ds.begin; od < ds.end; ++od)
+      for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
+        const int64_t i = place_of(p.window[0], d, od);
+        const int64_t j = place_of(p.window[1], h, oh);
+        if (i < 0 || j < 0) continue;
+        const int64_t slot = od % depth * height + oh % height;
+        const int64_t row = (outer * p.out[0] + od) * p.out[1] + oh;
+        const int64_t at = slot * pitch + margin;
+        if (held[slot] != row) {
+          held[slot] = row;
+          widen_row(gy + row * n, n, grads.data() + at);
+          for (int64_t k = 0; k < n; ++k) codes[at + k] = static_cast<I>(places[row * n + k]);
+        }
+        covers[count++] = {at, (i * p.window[1].size + j) * window.size};
+      }
+    for (int64_t q = 0; q < window.stride; ++q) {
+      int64_t term_count = 0;
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t s = 0; s < window.size; ++s) {
+          const int64_t offset = s * window.dilation;
+          if (offset % window.stride == q)
+            terms[term_count++] = {covers[k].at - offset / window.stride * inner,
+                                   covers[k].code + s};
+        }
+      A* phase = phases.data() + q * phase_pitch;
+      const auto sum_terms = [&](int64_t x, auto block) {
+        constexpr int kVectors = decltype(block)::value;
+        Vec<A> sum[kVectors] = {};
+        for (int64_t k = 0; k < term_count; ++k) {
+          const auto code = broadcast<Vec<I>>(static_cast<I>(terms[k].code));
+          for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = terms[k].at + x + v * kLanes<T>;
+            const auto mine = detail::load_bits<I, kLanes<T>>(codes.data() + at) == code;
+            sum[v] += mine ? load_vec(grads.data() + at) : Vec<A>{};
+          }
+        }
+        for (int v = 0; v < kVectors; ++v) store_vec(phase + x + v * kLanes<T>, sum[v]);
+      };
+      int64_t x = 0;
+      for (; x + kBlock * kLanes<T> <= phase_positions * inner; x += kBlock * kLanes<T>)
+        sum_terms(x, std::integral_constant<int, kBlock>{});
+      for (; x < phase_positions * inner; x += kLanes<T>)
+        sum_terms(x, std::integral_constant<int, 1>{});
+    }
+    merge_phases(phases.data(), phase_pitch, window, inner, p.in[2], gx + index * p.in[2] * inner);
+  }
+}
+
 // The input position of a window's place, relative to the window's first position, for places in
 // order; and whether it can lie outside the map.
 class PlaceTable {
@@ -265,8 +397,9 @@ bool is_void(const PoolProblem& p, const int64_t (&at)[3]) {
   return false;
 }
 
-// Calls body(output element, input element) for the outputs of plane `outer` and channels
-// [c_begin, c_end), in order; elements are indices into y and x, the latter -1 for void windows.
+// Calls body(output element, input position, c) for the outputs of plane `outer` and channels
+// [c_begin, c_end), in order; the position counts from the first plane's and is -1 for void
+// windows.
 template <class Place, class Body>
 WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, bool voids,
                                 const Place* places, int64_t outer, int64_t c_begin, int64_t c_end,
@@ -277,13 +410,13 @@ WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, b
     for (int64_t oh = 0; oh < p.out[1]; ++oh)
       for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
         if (voids && is_void(p, {od, oh, ow})) {
-          for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1});
+          for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1}, c);
           continue;
         }
         const int64_t origin = plane + window_origin(p, od, oh, ow);
         for (int64_t c = c_begin; c < c_end; ++c) {
           const int64_t output = position * p.inner + c;
-          body(output, (origin + table.offset(places[output])) * p.inner + c);
+          body(output, origin + table.offset(places[output]), c);
         }
       }
 }
@@ -303,41 +436,47 @@ WEFT_INLINE void parallel_planes(const PoolProblem& p, const Context& context, c
                });
 }
 
+// One plane and channels [c_begin, c_end), for large windows: adds each output's gradient at its
+// place, in order.
+template <class T, class Place>
+void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool voids, const T* gy,
+                           const Place* places, T* gx, int64_t outer, int64_t c_begin,
+                           int64_t c_end) {
+  using A = accumulate_t<T>;
+  const int64_t width = c_end - c_begin;
+  const int64_t base = outer * p.in_positions();
+  Scratch<A> sum(p.in_positions() * width);  // halves add up in float
+  fill(sum.data(), p.in_positions() * width, A{0});
+  for_each_place(p, table, voids, places, outer, c_begin, c_end,
+                 [&](int64_t output, int64_t position, int64_t c) {
+                   if (voids && position < 0) return;
+                   sum[(position - base) * width + c - c_begin] += widen(gy[output]);
+                 });
+  for (int64_t i = 0; i < p.in_positions(); ++i)
+    for (int64_t c = 0; c < width; ++c)
+      gx[(base + i) * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
+}
+
 void max_backward(const PoolProblem& p, const void* gy, const void* places, void* gx,
                   const Context& context) {
-  const PlaceTable table(p);
-  const bool voids = has_void_windows(p);
+  constexpr int64_t kSmallWindow = 32;  // elements up to which gathering is faster than adding
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = accumulate_t<T>;
     const auto* grad = static_cast<const T*>(gy);
     auto* out = static_cast<T*>(gx);
     dispatch_place(p, [&](auto place) {
       const auto* kept = static_cast<const decltype(place)*>(places);
+      if (p.window_elements() <= kSmallWindow) {
+        parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
+                     [&](int64_t begin, int64_t end) {
+                       max_gather_gradients(p, grad, kept, out, begin, end);
+                     });
+        return;
+      }
+      const PlaceTable table(p);
+      const bool voids = has_void_windows(p);
       parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
-        const int64_t positions = p.in_positions();
-        const int64_t width = c_end - c_begin;
-        T* plane = out + outer * positions * p.inner;
-        if constexpr (std::is_same_v<T, A>) {
-          for (int64_t i = 0; i < positions; ++i) fill(plane + i * p.inner + c_begin, width, T{0});
-          for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                         [&](int64_t output, int64_t input) {
-                           if (!voids || input >= 0) out[input] += grad[output];
-                         });
-        } else {  // halves add up in float
-          Scratch<A> sum(positions * width);
-          fill(sum.data(), positions * width, A{0});
-          const int64_t base = outer * positions;
-          for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                         [&](int64_t output, int64_t input) {
-                           if (voids && input < 0) return;
-                           const int64_t at = (input / p.inner - base) * width;
-                           sum[at + input % p.inner - c_begin] += widen(grad[output]);
-                         });
-          for (int64_t i = 0; i < positions; ++i)
-            for (int64_t c = 0; c < width; ++c)
-              plane[i * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
-        }
+        max_scatter_gradients(p, table, voids, grad, kept, out, outer, c_begin, c_end);
       });
     });
   });
@@ -355,8 +494,8 @@ void max_pick(const PoolProblem& p, const void* x, const void* places, void* y,
       const auto* kept = static_cast<const decltype(place)*>(places);
       parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
         for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                       [&](int64_t output, int64_t input) {
-                         out[output] = input < 0 ? T{} : input_values[input];
+                       [&](int64_t output, int64_t position, int64_t c) {
+                         out[output] = position < 0 ? T{} : input_values[position * p.inner + c];
                        });
       });
     });
@@ -372,8 +511,8 @@ void max_indices(const PoolProblem& p, const void* places, int64_t* indices,
     parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
       const int64_t base = outer * p.in_positions();
       for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                     [&](int64_t output, int64_t input) {
-                       indices[output] = input < 0 ? 0 : input / p.inner - base;
+                     [&](int64_t output, int64_t position, int64_t) {
+                       indices[output] = position < 0 ? 0 : position - base;
                      });
     });
   });
@@ -441,43 +580,6 @@ void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& co
                    avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
                  });
   });
-}
-
-// out[w] = phase (w + padding) % stride at (w + padding) / stride.
-template <class T, class A>
-void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t inner,
-                  int64_t positions, T* out) {
-  const int64_t stride = window.stride;
-  int64_t w = 0;
-  if (stride == 1) {
-    const A* row = phases + window.padding * inner;
-    for (int64_t j = 0; j < positions * inner; j += kLanes<T>)
-      store_row(out, j, positions * inner, load_vec(row + j));
-    return;
-  }
-  if (stride == 2 && inner == 1) {
-    if (window.padding % 2 == 1 && positions > 0) {
-      out[w++] = narrow<T>(phases[pitch + window.padding / 2]);
-    }
-    for (int64_t i = (w + window.padding) / 2; w + 2 * kLanes<T> <= positions;
-         w += 2 * kLanes<T>, i += kLanes<T>) {
-      Vec<A> low, high;
-      interleave(load_vec(phases + i), load_vec(phases + pitch + i), low, high);
-      store_vec(out + w, low);
-      store_vec(out + w + kLanes<T>, high);
-    }
-  }
-  for (; w < positions; ++w) {
-    const int64_t t = w + window.padding;
-    const A* from = phases + t % stride * pitch + t / stride * inner;
-    for (int64_t j = 0; j < inner; j += kLanes<T>) {
-      if (inner < kLanes<T>) {
-        for (int64_t c = 0; c < inner; ++c) out[w * inner + c] = narrow<T>(from[c]);
-      } else {
-        store_row(out + w * inner, j, inner, load_vec(from + j));
-      }
-    }
-  }
 }
 
 // Input rows [begin, end) of [outer, D, H]. The gradient of padded position t = w + padding is the

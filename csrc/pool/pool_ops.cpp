@@ -24,8 +24,8 @@ int64_t axis_value(IntArrayRef values, int axis, int rank, const char* op, const
 }
 
 int64_t output_extent(int64_t input, const Window& w, bool ceil_mode) {
-  const int64_t range = input + 2 * w.padding - w.span();
-  int64_t output = (range >= 0 ? (range + (ceil_mode ? w.stride - 1 : 0)) / w.stride : -1) + 1;
+  const int64_t range = input + 2 * w.padding - w.span() + (ceil_mode ? w.stride - 1 : 0);
+  int64_t output = range >= 0 ? range / w.stride + 1 : 0;
   // With ceil_mode the last window must start inside the input or the leading padding.
   if (ceil_mode && (output - 1) * w.stride >= input + w.padding) --output;
   return output;
@@ -96,6 +96,12 @@ std::vector<int64_t> with_extents(IntArrayRef sizes, const int64_t (&extents)[3]
   return result;
 }
 
+// Gradients take the layout of the input that they belong to.
+at::MemoryFormat layout_from(bool channels_last, IntArrayRef sizes) {
+  if (!channels_last) return at::MemoryFormat::Contiguous;
+  return sizes.size() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+}
+
 // The spatial rank is the number of window sizes: 1, 2 or 3.
 int rank_of(IntArrayRef kernel_size, const char* op) {
   const auto rank = static_cast<int>(kernel_size.size());
@@ -134,29 +140,30 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size
 
 // The problem of an existing pair (output-shaped tensor, places).
 PoolProblem problem_of_places(const Tensor& places, IntArrayRef input_size,
-                              const PoolArguments& arguments, int rank, const char* op) {
+                              const PoolArguments& arguments, at::MemoryFormat format,
+                              const char* op) {
+  const int rank = rank_of(arguments.kernel_size, op);
   PoolProblem p = problem_for(input_size, arguments, rank, op);
   TORCH_CHECK(places.sizes() == IntArrayRef(with_extents(input_size, p.out, rank)) &&
                   places.scalar_type() == place_type(p),
               op, ": places must come from max_pool with the same arguments; got ",
               toString(places.scalar_type()), places.sizes());
-  set_layout(p, input_size, rank, layout_of(places));
+  set_layout(p, input_size, rank, format);
   return p;
 }
 
 Tensor max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef input_size,
                          IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                         IntArrayRef dilation, bool ceil_mode) {
+                         IntArrayRef dilation, bool ceil_mode, bool channels_last) {
   const char* op = "max_pool_backward";
-  PoolProblem p =
-      problem_of_places(places, input_size, {kernel_size, stride, padding, dilation, ceil_mode},
-                        rank_of(kernel_size, op), op);
+  const auto format = layout_from(channels_last, input_size);
+  PoolProblem p = problem_of_places(
+      places, input_size, {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
   TORCH_CHECK(grad.sizes() == places.sizes(), op, ": grad must have the output's size ",
               places.sizes(), ", got ", grad.sizes());
   p.dtype = dtype_of(grad, op, "grad");
   const auto& kernels = kernels_for(grad, pool_kernels_for);
   const c10::DeviceGuard guard(grad.device());
-  const auto format = layout_of(places);
   const Tensor gy = grad.contiguous(format);
   const Tensor kept = places.contiguous(format);
   Tensor gx = empty_output(gy, input_size, format);
@@ -170,13 +177,12 @@ Tensor max_pool_pick(const Tensor& input, const Tensor& places, IntArrayRef kern
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                      bool ceil_mode) {
   const char* op = "max_pool_pick";
-  PoolProblem p =
-      problem_of_places(places, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
-                        rank_of(kernel_size, op), op);
+  const auto format = layout_of(places);
+  PoolProblem p = problem_of_places(
+      places, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
   p.dtype = dtype_of(input, op, "input");
   const auto& kernels = kernels_for(input, pool_kernels_for);
   const c10::DeviceGuard guard(input.device());
-  const auto format = layout_of(places);
   const Tensor x = input.contiguous(format);
   const Tensor kept = places.contiguous(format);
   Tensor y = empty_output(x, places.sizes(), format);
@@ -190,12 +196,11 @@ Tensor max_pool_indices(const Tensor& places, IntArrayRef input_size, IntArrayRe
                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                         bool ceil_mode) {
   const char* op = "max_pool_indices";
-  const PoolProblem p =
-      problem_of_places(places, input_size, {kernel_size, stride, padding, dilation, ceil_mode},
-                        rank_of(kernel_size, op), op);
+  const auto format = layout_of(places);
+  const PoolProblem p = problem_of_places(
+      places, input_size, {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
   const auto& kernels = kernels_for(places, pool_kernels_for);
   const c10::DeviceGuard guard(places.device());
-  const auto format = layout_of(places);
   const Tensor kept = places.contiguous(format);
   Tensor indices = empty_output(kept, places.sizes(), at::kLong, format);
   if (p.out_elements() > 0)
@@ -239,7 +244,8 @@ Tensor avg_pool(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride
 
 Tensor avg_pool_backward(const Tensor& grad, IntArrayRef input_size, IntArrayRef kernel_size,
                          IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
-                         bool count_include_pad, std::optional<int64_t> divisor_override) {
+                         bool count_include_pad, std::optional<int64_t> divisor_override,
+                         bool channels_last) {
   const char* op = "avg_pool_backward";
   const int rank = rank_of(kernel_size, op);
   PoolProblem p = avg_problem(input_size, kernel_size, stride, padding, ceil_mode,
@@ -250,7 +256,7 @@ Tensor avg_pool_backward(const Tensor& grad, IntArrayRef input_size, IntArrayRef
   p.dtype = dtype_of(grad, op, "grad");
   const auto& kernels = kernels_for(grad, pool_kernels_for);
   const c10::DeviceGuard guard(grad.device());
-  const auto format = layout_of(grad);
+  const auto format = layout_from(channels_last, input_size);
   set_layout(p, input_size, rank, format);
   const Tensor gy = grad.contiguous(format);
   Tensor gx = empty_output(gy, input_size, format);
@@ -276,7 +282,7 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "bool ceil_mode, bool keep_places) -> (Tensor output, Tensor places)");
   m.def(
       "max_pool_backward(Tensor grad, Tensor places, SymInt[] input_size, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
+      "int[] stride, int[] padding, int[] dilation, bool ceil_mode, bool channels_last) -> Tensor");
   m.def(
       "max_pool_pick(Tensor input, Tensor places, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, bool ceil_mode) -> Tensor");
@@ -288,7 +294,8 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "bool count_include_pad, int? divisor_override) -> Tensor");
   m.def(
       "avg_pool_backward(Tensor grad, SymInt[] input_size, int[] kernel_size, int[] stride, "
-      "int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override) -> Tensor");
+      "int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, "
+      "bool channels_last) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) { implement(m); }

@@ -66,9 +66,16 @@ WEFT_INLINE void interleave(V a, V b, V& low, V& high) {
   } else {
     static_assert(kCount == 16);
     low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                   31);
+    high =
+        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
+}
+
+template <class T>
+WEFT_INLINE void widen_row(const T* row, int64_t count, accumulate_t<T>* out) {
+  int64_t j = 0;
+  for (; j + kLanes<T> <= count; j += kLanes<T>) store_vec(out + j, load_vec(row + j));
+  for (; j < count; ++j) out[j] = widen(row[j]);
 }
 
 // A row of elements split into phases.
@@ -105,7 +112,8 @@ class PhaseRow {
     } else if (inner_ > 1) {
       for (int64_t w = 0; w < end; ++w) {
         const int64_t t = w + padding;
-        widen_row(row + w * inner_, inner_, data_.data() + t % stride * pitch_ + t / stride * inner_);
+        widen_row(row + w * inner_, inner_,
+                  data_.data() + t % stride * pitch_ + t / stride * inner_);
       }
     } else if (stride == 2) {
       split_in_two(row, end);
@@ -120,12 +128,6 @@ class PhaseRow {
   }
 
  private:
-  static void widen_row(const T* row, int64_t count, A* out) {
-    int64_t j = 0;
-    for (; j + kLanes<T> <= count; j += kLanes<T>) store_vec(out + j, load_vec(row + j));
-    for (; j < count; ++j) out[j] = widen(row[j]);
-  }
-
   void split_in_two(const T* row, int64_t end) {
     const int64_t padding = window_.padding;
     A* even = data_.data();
@@ -157,8 +159,8 @@ class PhaseRow {
 // window's i*size_H + j, in ascending order.
 struct WindowRows {
   int64_t count = 0;
-  Scratch<int64_t> row;    // d*H + h
-  Scratch<int64_t> slot;   // of the ring
+  Scratch<int64_t> row;   // d*H + h
+  Scratch<int64_t> slot;  // of the ring
   Scratch<int64_t> place;
 
   explicit WindowRows(const PoolProblem& p)

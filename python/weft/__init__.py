@@ -5,6 +5,8 @@ model = weft.convert(model)      # exchange torch's layers for weft's, in place
 from weft import nn              # or build with weft's layers
 """
 
+import importlib
+
 import torch
 
 
@@ -16,12 +18,12 @@ def _load() -> None:
         raise ImportError(
             "weft is not built: run `pip install --no-build-isolation -e .` in its source folder"
         ) from None
-    if TORCH_VERSION != torch.__version__:
+    if torch.__version__ != TORCH_VERSION:
         raise ImportError(
             f"weft was built for torch {TORCH_VERSION}, this is torch {torch.__version__}: "
             "build weft again under this torch"
         )
-    import weft._C
+    importlib.import_module("weft._C")
 
 
 _load()

@@ -68,6 +68,17 @@ def _output_size(
     return result
 
 
+def _channels_last(t: Tensor) -> bool:
+    return t.dim() in (4, 5) and not t.is_contiguous() and t.stride(1) == 1
+
+
+def _empty_gradient(grad: Tensor, input_size: Sequence[int], channels_last: bool) -> Tensor:
+    layout = torch.contiguous_format
+    if channels_last:
+        layout = torch.channels_last if len(input_size) == 4 else torch.channels_last_3d
+    return torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=layout)
+
+
 def _empty(like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """An output of `like`'s layout, as the compiled ops choose it."""
     layout = torch.contiguous_format
@@ -94,8 +105,8 @@ def _(input: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("weft::max_pool_backward")
-def _(grad: Tensor, places: Tensor, input_size: Sequence[int], *window: Any) -> Tensor:
-    return _empty(places, input_size, grad.dtype)
+def _(grad: Tensor, places: Tensor, input_size: Sequence[int], *args: Any) -> Tensor:
+    return _empty_gradient(grad, input_size, args[-1])
 
 
 @torch.library.register_fake("weft::max_pool_pick")
@@ -115,8 +126,8 @@ def _(input: Tensor, *window: Any) -> Tensor:
 
 
 @torch.library.register_fake("weft::avg_pool_backward")
-def _(grad: Tensor, input_size: Sequence[int], *window: Any) -> Tensor:
-    return _empty(grad, input_size)
+def _(grad: Tensor, input_size: Sequence[int], *args: Any) -> Tensor:
+    return _empty_gradient(grad, input_size, args[-1])
 
 
 # ---- autograd ------------------------------------------------------------------------------------
@@ -132,32 +143,34 @@ class MaxPool(Function):
     @staticmethod
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:
         input, ctx.window = args
-        ctx.input_size = input.shape
+        ctx.layout = input.shape, _channels_last(input)
         ctx.mark_non_differentiable(outputs[1])
         ctx.save_for_backward(outputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
-        return MaxPoolBackward.apply(grad, places, ctx.input_size, ctx.window), None
+        return MaxPoolBackward.apply(grad, places, *ctx.layout, ctx.window), None
 
 
 class MaxPoolBackward(Function):
     """gx = Pᵀ gy, where P picks each window's place."""
 
     @staticmethod
-    def compute(grad: Tensor, places: Tensor, input_size: torch.Size, window: MaxWindow) -> Tensor:
-        return _ops.max_pool_backward(grad, places, input_size, *window)
+    def compute(
+        grad: Tensor, places: Tensor, size: torch.Size, channels_last: bool, window: MaxWindow
+    ) -> Tensor:
+        return _ops.max_pool_backward(grad, places, size, *window, channels_last)
 
     @staticmethod
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
-        _, places, _, ctx.window = args
+        _, places, _, _, ctx.window = args
         ctx.save_for_backward(places)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (places,) = ctx.saved_tensors
-        return MaxPoolPick.apply(grad, places, ctx.window), None, None, None
+        return MaxPoolPick.apply(grad, places, ctx.window), None, None, None, None
 
 
 class MaxPoolPick(Function):
@@ -170,13 +183,13 @@ class MaxPoolPick(Function):
     @staticmethod
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         input, places, ctx.window = args
-        ctx.input_size = input.shape
+        ctx.layout = input.shape, _channels_last(input)
         ctx.save_for_backward(places)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors
-        return MaxPoolBackward.apply(grad, places, ctx.input_size, ctx.window), None, None
+        return MaxPoolBackward.apply(grad, places, *ctx.layout, ctx.window), None, None
 
 
 class AvgPool(Function):
@@ -189,27 +202,27 @@ class AvgPool(Function):
     @staticmethod
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         input, ctx.window = args
-        ctx.input_size = input.shape
+        ctx.layout = input.shape, _channels_last(input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return AvgPoolBackward.apply(grad, ctx.input_size, ctx.window), None
+        return AvgPoolBackward.apply(grad, *ctx.layout, ctx.window), None
 
 
 class AvgPoolBackward(Function):
     """gx = Aᵀ gy."""
 
     @staticmethod
-    def compute(grad: Tensor, input_size: torch.Size, window: AvgWindow) -> Tensor:
-        return _ops.avg_pool_backward(grad, input_size, *window)
+    def compute(grad: Tensor, size: torch.Size, channels_last: bool, window: AvgWindow) -> Tensor:
+        return _ops.avg_pool_backward(grad, size, *window, channels_last)
 
     @staticmethod
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
-        ctx.window = args[2]
+        ctx.window = args[-1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return AvgPool.apply(grad, ctx.window), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return AvgPool.apply(grad, ctx.window), None, None, None
 
 
 # ---- functional API ------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, dict]:
     axis = st.tuples(*[st.integers(1, 6)] * 2)
     kernel, stride, dilation = draw(axis), draw(axis), draw(st.tuples(*[st.integers(1, 3)] * 2))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
-    # At least the dilation: of windows that meet no input torch's own backward writes out of bounds.
+    # At least the dilation: torch's backward writes out of bounds if a window meets no input.
     extents = [
         draw(st.integers(max(d, d * (k - 1) + 1 - 2 * p), d * (k - 1) + 30))
         for k, d, p in zip(kernel, dilation, padding, strict=True)

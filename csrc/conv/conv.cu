@@ -1,13 +1,13 @@
 // Convolution on CUDA: the window walk.
 //
 // fprop: a thread owns one output and walks its window over the channels of its group. dgrad: a
-// thread owns one *input* and gathers from the outputs whose windows hold it. wgrad: a warp owns one
-// weight; its lanes stride over images and positions and meet in a tree of shuffles. bias_grad: a
-// block owns one channel. Every sum has one fixed order and nothing is atomic, so the bits never
+// thread owns one *input* and gathers from the outputs whose windows hold it. wgrad: a warp owns
+// one weight; its lanes stride over images and positions and meet in a tree of shuffles. bias_grad:
+// a block owns one channel. Every sum has one fixed order and nothing is atomic, so the bits never
 // change. Neighbouring threads own neighbouring elements in memory, so accesses to the map coalesce
 // along W (contiguous) or K (channels-last), and weights are broadcast. Bound: for dense problems
-// FLOPs, which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to the
-// tensor cores. For depthwise problems bytes.
+// FLOPs, which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to
+// the tensor cores. For depthwise problems bytes.
 #include "conv/conv.h"
 #include "device/device.h"
 
@@ -89,8 +89,7 @@ WEFT_GLOBAL void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias
         const int64_t h = p.window[1].first_input(e.h) + j * p.window[1].dilation;
         const int64_t column = p.window[2].first_input(e.w) + l * p.window[2].dilation;
         const Pixel from = pixel(e.n, d, h, column, p.in_channels(), p.in, p.channels_last);
-        const Pixel by =
-            weight_at(p, e.channel, (i * p.window[1].size + j) * p.window[2].size + l);
+        const Pixel by = weight_at(p, e.channel, (i * p.window[1].size + j) * p.window[2].size + l);
         for (int64_t c = 0; c < p.c; ++c)
           sum += widen(load(x + from.base + (first_channel + c) * from.step)) *
                  widen(load(w + by.base + c * by.step));
@@ -121,8 +120,8 @@ WEFT_GLOBAL void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* gx) {
         const Pixel from = pixel(e.n, d, h, column, p.out_channels(), p.out, p.channels_last);
         for (int64_t k = first_channel; k < first_channel + p.k; ++k) {
           const Pixel by = weight_at(p, k, place);
-          sum += widen(load(gy + from.base + k * from.step)) *
-                 widen(load(w + by.base + c * by.step));
+          sum +=
+              widen(load(gy + from.base + k * from.step)) * widen(load(w + by.base + c * by.step));
         }
       }
   store(gx + index, narrow<T>(sum));
@@ -164,8 +163,8 @@ WEFT_GLOBAL void conv_wgrad(ConvProblem p, const T* x, const T* gy, T* gw) {
     if (d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1] || w < 0 || w >= p.in[2]) continue;
     const Pixel from = pixel(n, d, h, w, p.in_channels(), p.in, p.channels_last);
     const Pixel to = pixel(n, od, oh, ow, p.out_channels(), p.out, p.channels_last);
-    sum += widen(load(x + from.base + channel * from.step)) *
-           widen(load(gy + to.base + k * to.step));
+    sum +=
+        widen(load(x + from.base + channel * from.step)) * widen(load(gy + to.base + k * to.step));
   }
   sum = warp_sum(sum);
   if (device::lane() == 0) store(gw + index, narrow<T>(sum));
@@ -180,9 +179,9 @@ WEFT_GLOBAL void conv_bias_grad(ConvProblem p, const T* gy, T* gb) {
   const int64_t positions = p.out_positions();
   Acc sum = 0;
   for (int64_t at = device::thread_index(); at < p.n * positions; at += kThreads) {
-    const int64_t index = p.channels_last ? at * p.out_channels() + k
-                                          : (at / positions * p.out_channels() + k) * positions +
-                                                at % positions;
+    const int64_t index =
+        p.channels_last ? at * p.out_channels() + k
+                        : (at / positions * p.out_channels() + k) * positions + at % positions;
     sum += widen(load(gy + index));
   }
   sum = warp_sum(sum);

@@ -1,9 +1,10 @@
 // Convolution as plain data.
 //
-// Cross-correlation, y[n,k,o] = bias[k] + Σ_{c,r} x[n, c, o·stride − padding + r·dilation] w[k,c,r],
-// with positions o and window places r of three axes; 1-d and 2-d problems have unit axes in front.
-// `padding` in a window is the leading one only: how far a window runs past the end follows from the
-// output's extent, so that padding may be asymmetric and a transposed convolution is a dgrad.
+// Cross-correlation, y[n,k,o] = bias[k] + Σ_{c,r} x[n, c, o·stride − padding + r·dilation]
+// w[k,c,r], with positions o and window places r of three axes; 1-d and 2-d problems have unit axes
+// in front. `padding` in a window is the leading one only: how far a window runs past the end
+// follows from the output's extent, so that padding may be asymmetric and a transposed convolution
+// is a dgrad.
 //
 // Extents and layouts, contiguous | channels-last (G groups, C and K channels of one group):
 //   x, gx [N, G·C, D, H, W]   | [N, D, H, W, G·C]
@@ -45,8 +46,8 @@ struct ConvProblem {
   }
 };
 
-// Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation: each
-// is linear in both its arguments, and the derivative by either is another of the three.
+// Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation:
+// each is linear in both its arguments, and the derivative by either is another of the three.
 struct ConvKernels {
   // y = x ⋆ w + bias; bias may be null.
   void (*fprop)(const ConvProblem&, const void* x, const void* w, const void* bias, void* y,

@@ -44,11 +44,11 @@ void check_windows(const ConvArguments& a, int rank) {
               " values to match the convolution dimensions, but got dilation=", a.dilation);
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
   for (int64_t stride : a.stride)
-    TORCH_CHECK(stride > 0, op, ": non-positive stride is not supported, but got stride=",
-                a.stride);
+    TORCH_CHECK(stride > 0, op,
+                ": non-positive stride is not supported, but got stride=", a.stride);
   for (int64_t padding : a.padding)
-    TORCH_CHECK(padding >= 0, op, ": negative padding is not supported, but got padding=",
-                a.padding);
+    TORCH_CHECK(padding >= 0, op,
+                ": negative padding is not supported, but got padding=", a.padding);
   for (int64_t dilation : a.dilation)
     TORCH_CHECK(dilation > 0, op,
                 ": non-positive dilation is not supported: dilation should be greater than zero, "
@@ -56,10 +56,12 @@ void check_windows(const ConvArguments& a, int rank) {
                 a.dilation);
   for (IntArrayRef values : {a.stride, a.padding, a.dilation})
     for (int64_t value : values)
-      TORCH_CHECK(value <= kLimit, op, ": integer out of range: stride, padding and dilation must "
-                  "be less than 2^31, but got ", values);
-  TORCH_CHECK(a.groups > 0, op, ": non-positive groups is not supported, but got groups=",
-              a.groups);
+      TORCH_CHECK(value <= kLimit, op,
+                  ": integer out of range: stride, padding and dilation must "
+                  "be less than 2^31, but got ",
+                  values);
+  TORCH_CHECK(a.groups > 0, op,
+              ": non-positive groups is not supported, but got groups=", a.groups);
 }
 
 // "(5 x 7)"
@@ -106,8 +108,8 @@ ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArgumen
     w.padding = a.padding[i];
     w.dilation = a.dilation[i];
     constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-    TORCH_CHECK(w.size > 0, op, ": kernel size should be greater than zero, but got weight of size ",
-                weight);
+    TORCH_CHECK(w.size > 0, op,
+                ": kernel size should be greater than zero, but got weight of size ", weight);
     TORCH_CHECK(w.size <= kLimit / w.dilation && window_elements <= kLimit / w.size, op,
                 ": integer out of range: a window of weight ", weight, " with dilation ",
                 a.dilation, " must span less than 2^31 positions");
@@ -120,9 +122,9 @@ ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArgumen
   TORCH_CHECK(fits, op, ": Calculated padded input size per channel: ", extents_text(padded, rank),
               ". Kernel size: ", extents_text(sizes, rank),
               ". Kernel size can't be greater than actual input size (dilation=", a.dilation, ")");
-  TORCH_CHECK(p.in_positions() > 0, op,
-              ": Only zero batch or zero channel inputs are supported, but got input shape: ",
-              input);
+  TORCH_CHECK(
+      p.in_positions() > 0, op,
+      ": Only zero batch or zero channel inputs are supported, but got input shape: ", input);
   return p;
 }
 

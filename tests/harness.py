@@ -112,7 +112,7 @@ def _native_errors(
     seeds: list[Tensor],
     dtype: torch.dtype,
 ) -> list[float | None]:
-    """PyTorch's error in `dtype`, per output and gradient: the largest of four draws.
+    """PyTorch's error in `dtype`, per output and gradient: the largest of eight draws.
 
     The draws are of values near the given ones, since a small tensor may round luckily. In float64
     it is the error in float32, scaled by the ratio of the two epsilons.
@@ -120,17 +120,16 @@ def _native_errors(
     drawn = torch.float32 if dtype == torch.float64 else dtype
     scale = torch.finfo(dtype).eps / torch.finfo(drawn).eps
     draws = []
-    drawn_seeds = [s.to(drawn) for s in seeds]
-    for _ in range(4):
+    for _ in range(8):
         near = tree_map(
             lambda t: (
                 (t * (1 + torch.rand_like(t) / 4)).detach().requires_grad_(t.requires_grad)
                 if isinstance(t, Tensor) and t.is_floating_point()
                 else t
             ),
-            (args, kwargs),
+            (args, kwargs, seeds),
         )
-        drawn_args, drawn_kwargs = cast(near, drawn)
+        drawn_args, drawn_kwargs, drawn_seeds = cast(near, drawn)
         rounded = _values_and_gradients(native, drawn_args, drawn_kwargs, drawn_seeds)
         exact = _values_and_gradients(
             native, *cast((drawn_args, drawn_kwargs), torch.float64), drawn_seeds

@@ -4,10 +4,11 @@
 // thread owns one *input* and gathers from the outputs whose windows hold it. wgrad: a warp owns
 // one weight; its lanes stride over images and positions and meet in a tree of shuffles. bias_grad:
 // a block owns one channel. Every sum has one fixed order and nothing is atomic, so the bits never
-// change. Neighbouring threads own neighbouring elements in memory, so accesses to the map coalesce
-// along W (contiguous) or K (channels-last), and weights are broadcast. Bound: for dense problems
-// FLOPs, which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to
-// the tensor cores. For depthwise problems bytes.
+// change; the channels of a place are summed first, which rounds less than one long chain.
+// Neighbouring threads own neighbouring elements in memory, so accesses to the map coalesce along W
+// (contiguous) or K (channels-last), and weights are broadcast. Bound: for dense problems FLOPs,
+// which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to the
+// tensor cores. For depthwise problems bytes.
 #include "conv/conv.h"
 #include "device/device.h"
 
@@ -90,9 +91,11 @@ WEFT_GLOBAL void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias
         const int64_t column = p.window[2].first_input(e.w) + l * p.window[2].dilation;
         const Pixel from = pixel(e.n, d, h, column, p.in_channels(), p.in, p.channels_last);
         const Pixel by = weight_at(p, e.channel, (i * p.window[1].size + j) * p.window[2].size + l);
+        accumulate_t<T> part = 0;
         for (int64_t c = 0; c < p.c; ++c)
-          sum += widen(load(x + from.base + (first_channel + c) * from.step)) *
-                 widen(load(w + by.base + c * by.step));
+          part += widen(load(x + from.base + (first_channel + c) * from.step)) *
+                  widen(load(w + by.base + c * by.step));
+        sum += part;
       }
   if (bias != nullptr) sum += widen(load(bias + e.channel));
   store(y + index, narrow<T>(sum));
@@ -118,11 +121,13 @@ WEFT_GLOBAL void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* gx) {
         if (i < 0 || j < 0 || l < 0) continue;
         const int64_t place = (i * p.window[1].size + j) * p.window[2].size + l;
         const Pixel from = pixel(e.n, d, h, column, p.out_channels(), p.out, p.channels_last);
+        accumulate_t<T> part = 0;
         for (int64_t k = first_channel; k < first_channel + p.k; ++k) {
           const Pixel by = weight_at(p, k, place);
-          sum +=
+          part +=
               widen(load(gy + from.base + k * from.step)) * widen(load(w + by.base + c * by.step));
         }
+        sum += part;
       }
   store(gx + index, narrow<T>(sum));
 }

@@ -428,7 +428,7 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
 template <class T>
 void bias_grad_pixels(const ConvProblem& p, const T* gy, T* gb, const Context& context) {
   using Acc = accumulate_t<T>;
-  constexpr int64_t kRun = 256;  // pixels summed before they join the total
+  constexpr int64_t kRun = 32;  // pixels summed before they join the total
   const int64_t channels = p.out_channels();
   const int64_t pixels = p.n * p.out_positions();
   parallel_for(context, ceil_div(channels, kLanes<T>), 1, [&](int64_t begin, int64_t end) {

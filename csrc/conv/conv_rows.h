@@ -539,9 +539,9 @@ void bias_grad_rows(const ConvProblem& p, const T* gy, T* gb, const Context& con
         int64_t i = 0;
         for (; i + 4 * kLanes<T> <= positions; i += 4 * kLanes<T>)
           for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
-        Acc rest = 0;
-        for (; i < positions; ++i) rest += widen(from[i]);
-        total += sum_of_lanes<Acc>((sum[0] + sum[1]) + (sum[2] + sum[3])) + rest;
+        for (; i + kLanes<T> <= positions; i += kLanes<T>) sum[0] += load_vec(from + i);
+        if (i < positions) sum[1] += load_part(from + i, static_cast<int>(positions - i));
+        total += sum_of_lanes<Acc>((sum[0] + sum[1]) + (sum[2] + sum[3]));
       }
       gb[k] = narrow<T>(total);
     }

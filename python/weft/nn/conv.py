@@ -12,7 +12,7 @@ class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` on `weft.functional.conv2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self.padding
+        padding: int | tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             input = torch.nn.functional.pad(
                 input, self._reversed_padding_repeated_twice, mode=self.padding_mode

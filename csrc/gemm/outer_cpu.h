@@ -4,8 +4,8 @@
 // input (gradient times weights) and of its weights (gradient transposed times input). Nothing is
 // packed: kRows x kVectors accumulators stay in registers, a step loads kVectors vectors of one row
 // of B and broadcasts kRows elements of A. Sums are made in blocks of kBlock terms, which are then
-// added up: less error than one long sum, and an order that depends on K alone. Bound: FLOPs while a
-// panel of B (K rows of kVectors vectors) stays in the cache; for few rows of B, the bytes of C.
+// added up: less error than one long sum, and an order that depends on K alone. Bound: FLOPs while
+// a panel of B (K rows of kVectors vectors) stays in the cache; for few rows of B, the bytes of C.
 #pragma once
 
 #include "core/parallel.h"

@@ -53,8 +53,8 @@ CellProblem problem_for(const Tensor& input, const Tensor& h, const Tensor& w_ih
   p.batch = input.size(0);
   p.input = w_ih.size(1);
   p.hidden = w_hh.size(1);
-  TORCH_CHECK(input.size(1) == p.input, "weft::", op,
-              ": input has inconsistent input_size: got ", input.size(1), " expected ", p.input);
+  TORCH_CHECK(input.size(1) == p.input, "weft::", op, ": input has inconsistent input_size: got ",
+              input.size(1), " expected ", p.input);
   const int64_t rows = gates * p.hidden;
   TORCH_CHECK(w_ih.size(0) == rows, "weft::", op, ": weight_ih first dim must be ", gates,
               " * hidden_size = ", rows, ", but got ", w_ih.size(0));
@@ -110,8 +110,8 @@ class Source {
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
                                              const Tensor& w_ih, const Tensor& w_hh,
-                                             const OptionalTensor& b_ih,
-                                             const OptionalTensor& b_hh, bool keep_gates) {
+                                             const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                             bool keep_gates) {
   const char* op = "lstm_cell";
   const CellProblem p = problem_for(input, h, w_ih, w_hh, b_ih, b_hh, 4, op);
   check_state(c, input, p.hidden, op, "hidden1");
@@ -186,11 +186,11 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h, const 
   Tensor gates = empty_output(input, {keep_gates ? p.batch : 0, kSums * p.hidden});
   if (p.units() == 0) return {h_next, gates};
   const Source x(input), h_(h), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
-  kernels.gru_cell(p,
-                   {x.data(), h_.data(), nullptr, wi.data(), wh.data(), bi.data(), bh.data(),
-                    h_next.mutable_data_ptr(), nullptr,
-                    keep_gates ? gates.mutable_data_ptr() : nullptr},
-                   context_for(input));
+  kernels.gru_cell(
+      p,
+      {x.data(), h_.data(), nullptr, wi.data(), wh.data(), bi.data(), bh.data(),
+       h_next.mutable_data_ptr(), nullptr, keep_gates ? gates.mutable_data_ptr() : nullptr},
+      context_for(input));
   return {h_next, gates};
 }
 
@@ -206,17 +206,18 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_h, const
   Tensor grad_h_gates = empty_output(gates, {p.batch, 3 * p.hidden});
   Tensor grad_h_prev = empty_output(gates, {p.batch, p.hidden});
   if (p.units() > 0)
-    kernels.gru_backward(
-        p,
-        {gh.data(), s.data(), before.data(), grad_x_gates.mutable_data_ptr(),
-         grad_h_gates.mutable_data_ptr(), grad_h_prev.mutable_data_ptr()},
-        context_for(gates));
+    kernels.gru_backward(p,
+                         {gh.data(), s.data(), before.data(), grad_x_gates.mutable_data_ptr(),
+                          grad_h_gates.mutable_data_ptr(), grad_h_prev.mutable_data_ptr()},
+                         context_for(gates));
   return {grad_x_gates, grad_h_gates, grad_h_prev};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(
-    const OptionalTensor& u_x, const OptionalTensor& u_h, const OptionalTensor& u_prev,
-    const Tensor& grad_h, const Tensor& gates, const Tensor& h) {
+std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor& u_x,
+                                                            const OptionalTensor& u_h,
+                                                            const OptionalTensor& u_prev,
+                                                            const Tensor& grad_h,
+                                                            const Tensor& gates, const Tensor& h) {
   const char* op = "gru_cell_double_backward";
   const CellProblem p = problem_of_gates(gates, op);
   const auto& kernels = kernels_for(gates, rnn_kernels_for);
@@ -236,11 +237,12 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(
   return {of_grad_h, of_gates, of_h};
 }
 
-// ---- all gradients of a cell at once -------------------------------------------------------------
+// ---- all gradients of a cell at once
+// -------------------------------------------------------------
 
 // Backward without a graph of its own: one op instead of a dozen, since a small cell's time goes to
-// calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments; both
-// biases have the same gradient in the LSTM.
+// calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments;
+// both biases have the same gradient in the LSTM.
 
 // On CPU these are weft's own products: the bits of torch's depend on the number of threads.
 

@@ -122,8 +122,8 @@ def _native_errors(
         scale = torch.finfo(torch.float64).eps / torch.finfo(low).eps
     draws = []
     low_seeds = [s.to(low) for s in seeds]
-    small = sum(t.numel() for t in _tensors((args, kwargs))) < 50_000
-    for _ in range(12 if small else 4):
+    elements = sum(t.numel() for t in _tensors((args, kwargs)))
+    for _ in range(32 if elements < 3_000 else 12 if elements < 50_000 else 4):
         near = tree_map(
             lambda t: (
                 (t * (1 + torch.rand_like(t) / 4)).detach().requires_grad_(t.requires_grad)

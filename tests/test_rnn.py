@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -29,15 +29,6 @@ MODULES = {
     "lstm": (weft.nn.LSTMCell, torch.nn.LSTMCell),
     "gru": (weft.nn.GRUCell, torch.nn.GRUCell),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small problems; the threads of two libraries would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lstm(
@@ -470,9 +461,7 @@ def test_errors_are_torchs(cell: str, device: torch.device) -> None:
     for arguments in cases:
         with pytest.raises(RuntimeError):
             NATIVE[cell](*arguments)
-        with pytest.raises(
-            RuntimeError, match=rf"weft::{cell}_cell: .*(got|expected|must|doesn't match)"
-        ):
+        with pytest.raises(RuntimeError, match=reason):
             WEFT[cell](*arguments)
     with pytest.raises(RuntimeError, match="must be"):
         WEFT[cell](*broken(0, lambda t: t[0]))

@@ -338,8 +338,8 @@ def gru_cell(
     """One GRU step: ``h' = (1 − z) ⊙ n + z ⊙ h``, the reset gate after the product.
 
     ``r, z = σ(W_ih x + b_ih + W_hh h + b_hh)``,
-    ``n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))``. Cho et al. 2014 write z for torch's 1 − z, and reset h before the product. Args as
-    `torch.gru_cell`.
+    ``n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))``. Cho et al. 2014 write z for torch's 1 − z,
+    and reset h before the product. Args as `torch.gru_cell`.
         input: ``[B, I]``; float32, float64, bfloat16 or float16, as all arguments.
         hx: the state h, ``[B, H]``.
         w_ih, w_hh: ``[3H, I]`` and ``[3H, H]``, gates in the order r, z, n.

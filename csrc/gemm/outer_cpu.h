@@ -6,6 +6,9 @@
 // of B and broadcasts kRows elements of A. Sums are made in blocks of kBlock terms, which are then
 // added up: less error than one long sum, and an order that depends on K alone. Bound: FLOPs while
 // a panel of B (K rows of kVectors vectors) stays in the cache; for few rows of B, the bytes of C.
+//
+// Lost: torch's mm, whose bits depend on the number of threads; starting the sum at `add` instead
+// of adding it last, which rounds every term at the size of `add`.
 #pragma once
 
 #include "core/parallel.h"
@@ -119,7 +122,7 @@ struct OuterProduct {
   void run(const Context& context, int64_t grain) const {
     constexpr int64_t kGroup = 4 * kRows;
     const int64_t groups = ceil_div(p.m, kGroup);
-    const int64_t work = kGroup * kPanel * p.k + 1;
+    const int64_t work = (p.m < kGroup ? p.m : kGroup) * kPanel * p.k + 1;
     parallel_for(context, groups * ceil_div(p.n, kPanel), ceil_div(grain, work),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t i = begin; i < end; ++i) {

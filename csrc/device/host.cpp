@@ -454,7 +454,8 @@ void* take_shared(int64_t bytes) {
   const size_t ordinal = fiber->pieces_taken++;
   if (ordinal < block->pieces.size()) {
     if (block->pieces[ordinal].bytes != bytes)
-      fault("takes " + std::to_string(bytes) + " bytes of shared memory where another thread took " +
+      fault("takes " + std::to_string(bytes) +
+            " bytes of shared memory where another thread took " +
             std::to_string(block->pieces[ordinal].bytes));
     return block->shared.data() + block->pieces[ordinal].offset;
   }

@@ -50,16 +50,17 @@ FULL = Effort(seconds=4.0, least=5, most=100)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median and interquartile range over `samples` samples."""
+    """Seconds of one call: median, interquartile range and least of `samples` samples."""
 
     seconds: float
     spread: float
+    least: float
     samples: int
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
         quartiles = statistics.quantiles(samples, n=4, method="inclusive")
-        return cls(quartiles[1], quartiles[2] - quartiles[0], len(samples))
+        return cls(quartiles[1], quartiles[2] - quartiles[0], min(samples), len(samples))
 
 
 def _elapsed(call: Call, first: int, count: int, device: torch.device) -> float:
@@ -107,7 +108,10 @@ def time_in_turn(calls: Sequence[Call], device: torch.device, effort: Effort) ->
 
 
 class Ceilings:
-    """What this device can do at most, measured once in this run when first asked for."""
+    """What this device can do at most, measured once in this run when first asked for.
+
+    The best sample counts: another program's work must not lower a ceiling.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -123,7 +127,7 @@ class Ceilings:
             (timing,) = time_in_turn(
                 [lambda _: target.copy_(source)], self._device, Effort(0.5, 5, 20)
             )
-            self._bytes_per_second = 2 * source.nbytes / timing.seconds
+            self._bytes_per_second = 2 * source.nbytes / timing.least
         return self._bytes_per_second
 
     def flops_per_second(self, dtype: torch.dtype) -> float:
@@ -132,7 +136,7 @@ class Ceilings:
             n = 8192 if self._device.type == "cuda" else 2048
             a, b = (torch.randn(n, n, device=self._device).to(dtype) for _ in range(2))
             (timing,) = time_in_turn([lambda _: a @ b], self._device, Effort(0.5, 3, 20))
-            self._flops_per_second[dtype] = 2 * n**3 / timing.seconds
+            self._flops_per_second[dtype] = 2 * n**3 / timing.least
         return self._flops_per_second[dtype]
 
     def as_dict(self) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from weft import facts
 from weft.bench.measure import FULL, QUICK, Ceilings, measure
 from weft.bench.rows import DIRECTIONS, FAMILIES, rows
 
-_NARROW = 120
+_WIDTH = 150
 
 
 def console(stderr: bool = False) -> Console:
     """A console that does not fold tables where output goes to a file."""
     result = Console(stderr=stderr)
     if not result.is_terminal:
-        result.width = max(result.width, _NARROW)
+        result.width = max(result.width, _WIDTH)
     return result
 
 

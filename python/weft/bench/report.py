@@ -184,10 +184,13 @@ def plot(report: dict[str, Any], path: Path) -> None:
     ):
         places = [i + offset for i, ratios in enumerate(bars.values()) if direction in ratios]
         ratios = [ratios[direction] for ratios in bars.values() if direction in ratios]
-        drawn = axes.barh(places, ratios, height=0.38, label=label, color=colour)
-        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7)
+        # Bars start at 1: to the right weft is faster, to the left slower.
+        lengths = [ratio - 1 for ratio in ratios]
+        drawn = axes.barh(places, lengths, height=0.38, left=1, label=label, color=colour)
+        axes.bar_label(drawn, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=7)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.1, y=0.02)
@@ -195,6 +198,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
     place = report["machine"]["gpus"] if report["ceilings"]["device"] == "cuda" else None
     place = place[0] if place else report["machine"]["cpu"]
     axes.set_title(f"{place}, {report['threads']} threads, torch {report['versions']['torch']}")
-    axes.legend(loc="best", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

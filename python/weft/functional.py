@@ -1,5 +1,6 @@
 """weft's functions, with the signatures of `torch.nn.functional` and `torch`."""
 
+from weft.conv import conv2d
 from weft.pool import avg_pool2d, max_pool2d
 
-__all__ = ["avg_pool2d", "max_pool2d"]
+__all__ = ["avg_pool2d", "conv2d", "max_pool2d"]

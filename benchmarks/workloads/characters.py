@@ -13,12 +13,12 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
+import common
 from weft.bench import report
 
 FILES = ("argparse.py", "textwrap.py", "inspect.py", "tarfile.py", "typing.py")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import common
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
+import common
 from weft.bench import report
 
 BATCH = 64

@@ -1,6 +1,6 @@
 """`python -m weft check`: what weft promises of its numbers, tried on this machine.
 
-Every op, on every device and instruction set that is here:
+Every op, on every device that is here, with the kernels that it runs there:
 
 - values, gradients: the error against float64 is at most 1.5 times PyTorch's own on the same input
   (or 1 ulp), in each dtype;
@@ -10,8 +10,7 @@ Every op, on every device and instruction set that is here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +25,8 @@ from weft import _C, facts, testing
 from weft.bench.report import console, progress_bar
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# A small tensor may round luckily; of several, PyTorch's largest error counts.
+_DRAWS = 4
 CHECKS = ("values", "gradients", "gradcheck", "gradgradcheck", "repeat", "threads")
 
 
@@ -43,7 +44,7 @@ class Subject:
     """One op: its name in `weft.functional`, PyTorch's own, and problems for it.
 
     `problems` serve values, gradients and bits; the small `derivative_problems` are differentiated
-    numerically. `pack` makes arguments of tensors.
+    numerically. The last `parameters` tensors are a layer's; `pack` makes arguments of tensors.
     """
 
     family: str
@@ -51,6 +52,7 @@ class Subject:
     native: Callable[..., Any]
     problems: tuple[Problem, ...]
     derivative_problems: tuple[Problem, ...]
+    parameters: int = 0
     pack: Callable[..., tuple] = lambda *tensors: tensors
 
     def weft(self, *tensors: Tensor, **options: Any) -> Any:
@@ -116,6 +118,7 @@ def _conv() -> Subject:
             Problem(_conv_sizes(2, 2, 4, 5, 3, 3, 2), {"stride": 2, "padding": 1}),
             Problem(_conv_sizes(1, 4, 4, 4, 4, 2, 2, 2), {"groups": 2, "dilation": 2}, True),
         ),
+        parameters=2,
     )
 
 
@@ -134,7 +137,8 @@ def _cell(name: str, native: Callable[..., Any], gates: int, states: int) -> Sub
         native,
         (problem(5, 24, 33), problem(1, 64, 64), problem(16, 128, 96)),
         (problem(2, 3, 2), problem(1, 2, 3)),
-        pack,
+        parameters=4,
+        pack=pack,
     )
 
 
@@ -147,19 +151,41 @@ SUBJECTS: tuple[Subject, ...] = (
 )
 
 
-def _tensors(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """In [-2, 2], where no gate saturates; the same in each run."""
+def _tensors(
+    subject: Subject, problem: Problem, device: torch.device, dtype: torch.dtype, draws: int = 1
+) -> list[Tensor]:
+    """One tensor [draws, *size] for each argument, the same in each run.
+
+    Values lie in [-2, 2]; parameters are scaled as layers initialise them, so that gates do not
+    saturate.
+    """
     generator = torch.Generator().manual_seed(20)
     tensors = []
-    for size in problem.sizes:
+    for index, size in enumerate(problem.sizes):
         # Distinct values: a maximum among equals has no derivative.
-        elements = torch.randperm(max(1, torch.Size(size).numel()), generator=generator)
-        values = (elements.double() - elements.double().mean()).reshape(size)
-        values = (2 * values / max(1.0, values.abs().max().item())).to(device, dtype)
-        if problem.channels_last and values.dim() == 4:
-            values = values.contiguous(memory_format=torch.channels_last)
-        tensors.append(values)
+        elements = torch.Size(size).numel()
+        shuffled = [torch.randperm(elements, generator=generator) for _ in range(draws)]
+        values = torch.stack(shuffled).double() * (4 / max(elements - 1, 1)) - 2
+        if index >= len(problem.sizes) - subject.parameters:
+            values /= max(torch.Size(size[1:]).numel(), 4) ** 0.5
+        tensors.append(values.reshape(draws, *size).to(device, dtype))
     return tensors
+
+
+def _run_draws(
+    function: Callable[..., Any], channels_last: bool, *stacked: Tensor, **options: Any
+) -> list[Tensor]:
+    """`function` on each draw; one tensor [draws, ...] for each output."""
+    results = []
+    for tensors in zip(*(t.unbind() for t in stacked), strict=True):
+        if channels_last:
+            tensors = tuple(
+                t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+                for t in tensors
+            )
+        result = function(*tensors, **options)
+        results.append((result,) if isinstance(result, Tensor) else tuple(result))
+    return [torch.stack(outputs) for outputs in zip(*results, strict=True)]
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -167,28 +193,31 @@ def _tensors(problem: Problem, device: torch.device, dtype: torch.dtype) -> list
 
 def _accuracy(subject: Subject, device: torch.device, gradients: bool) -> None:
     for problem in subject.problems:
+        weft, native = (
+            partial(_run_draws, function, problem.channels_last, **problem.options)
+            for function in (subject.weft, subject.torch)
+        )
         for dtype in DTYPES:
-            inputs = [t.requires_grad_(gradients) for t in _tensors(problem, device, dtype)]
+            stacked = _tensors(subject, problem, device, dtype, _DRAWS)
+            inputs = [t.requires_grad_(gradients) for t in stacked]
             try:
-                testing.check_against_native(
-                    subject.weft, subject.torch, *inputs, **problem.options
-                )
+                testing.check_against_native(weft, native, *inputs)
             except AssertionError as error:
                 raise AssertionError(f"{dtype}, {problem}: {error}") from error
 
 
 def _numerical(subject: Subject, device: torch.device, check: Callable[..., bool]) -> None:
     for problem in subject.derivative_problems:
-        inputs = [t.requires_grad_() for t in _tensors(problem, device, torch.float64)]
-        check(partial(subject.weft, **problem.options), inputs)
+        stacked = _tensors(subject, problem, device, torch.float64)
+        function = partial(_run_draws, subject.weft, problem.channels_last, **problem.options)
+        check(function, [t.requires_grad_() for t in stacked])
 
 
 def _results(subject: Subject, problem: Problem, device: torch.device) -> list[Tensor]:
     results = []
     for dtype in (torch.float32, torch.bfloat16):
-        inputs = [t.requires_grad_() for t in _tensors(problem, device, dtype)]
-        outputs = subject.weft(*inputs, **problem.options)
-        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        inputs = [t.requires_grad_() for t in _tensors(subject, problem, device, dtype)]
+        outputs = _run_draws(subject.weft, problem.channels_last, *inputs, **problem.options)
         # The gradient of an output is the output itself: as good as any, and the same in each run.
         results += [*outputs, *torch.autograd.grad(outputs, inputs, [t.detach() for t in outputs])]
     return results
@@ -215,7 +244,7 @@ def _run_check(check: str, subject: Subject, device: torch.device) -> None:
             _same_bits(subject, device, (1, 2, 3))
 
 
-def _outcome(check: str, subject: Subject, device: torch.device, place: str) -> Outcome:
+def _outcome(check: str, subject: Subject, device: torch.device) -> Outcome:
     detail = ""
     try:
         with torch.random.fork_rng():
@@ -224,30 +253,21 @@ def _outcome(check: str, subject: Subject, device: torch.device, place: str) -> 
     # Whatever an op does wrong is a finding; the other checks still run.
     except Exception as error:
         detail = str(error).strip() or type(error).__name__
-    return Outcome(subject.family, subject.name, place, check, detail)
-
-
-def _places() -> Iterator[tuple[str, torch.device, Any]]:
-    """Each device and each of the CPU's instruction sets: name, device, context to check in."""
-    for target in _C.available_cpu_targets():
-        yield f"cpu {target}", torch.device("cpu"), partial(testing.cpu_target, target)
-    if torch.device("cuda") in facts.devices():
-        yield "cuda", torch.device("cuda"), nullcontext
+    return Outcome(subject.family, subject.name, device.type, check, detail)
 
 
 def run(family: str | None = None) -> list[Outcome]:
-    """Checks every op of `family` (default: of all) on every device and instruction set here."""
+    """Checks every op of `family` (default: of all) on every device of this machine."""
     outcomes = []
     subjects = [s for s in SUBJECTS if family in (None, s.family)]
-    tasks = [(s, place) for s in subjects for place in _places()]
+    tasks = [(s, device) for s in subjects for device in facts.devices()]
     with progress_bar() as progress:
         bar = progress.add_task("", total=len(tasks))
-        for subject, (place, device, context) in tasks:
-            progress.update(bar, description=f"{subject.name} {place}")
+        for subject, device in tasks:
+            progress.update(bar, description=f"{subject.name} on {device}")
             # The number of threads is the CPU's.
             checks = CHECKS if device.type == "cpu" else CHECKS[:-1]
-            with context():
-                outcomes += [_outcome(check, subject, device, place) for check in checks]
+            outcomes += [_outcome(check, subject, device) for check in checks]
             progress.advance(bar)
     return outcomes
 
@@ -255,7 +275,10 @@ def run(family: str | None = None) -> list[Outcome]:
 def show(outcomes: Sequence[Outcome]) -> None:
     """Prints a table of ops and checks, then what went wrong in full."""
     out = console()
-    table = Table(title=f"weft on this machine, torch {torch.__version__}")
+    table = Table(
+        title=f"weft on this machine, {_C.cpu_target()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
     for name in ("family", "op", "device", *CHECKS):
         table.add_column(name)
     cells = {(o.family, o.op, o.device): dict.fromkeys(CHECKS, "") for o in outcomes}

@@ -43,7 +43,7 @@ class _WrongGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 1.001 * grad
+        return 1.05 * grad
 
 
 class _WrongSecondGradient(torch.autograd.Function):
@@ -85,7 +85,7 @@ def _raises(*args: Any, **options: Any) -> Tensor:
     ("wrong", "found_by"),
     [
         (_wrong_values, {"values", "gradients"}),
-        (_wrong_gradient, {"gradients", "gradcheck", "gradgradcheck"}),
+        (_wrong_gradient, {"gradients", "gradcheck"}),
         (_wrong_second_gradient, {"gradgradcheck"}),
         (_other_bits_each_run, {"repeat", "threads"}),
         (_other_bits_by_threads, {"threads"}),

@@ -28,6 +28,7 @@ STEPS = 64  # of back-propagation through time
 HIDDEN = 128
 UPDATES = 250
 CLIP = 1.0
+TEMPERATURE = 0.6
 # A model that knows only how frequent characters are has the text's unigram entropy as its loss.
 LEAST_GAIN = 0.75
 AGREEMENT = common.Agreement(early_steps=10, early=1e-5, late=0.05)
@@ -92,7 +93,9 @@ def sample(
     return written
 
 
-def run(cell: str, updates: int = UPDATES, check_gain: bool = True) -> dict[str, Any]:
+def run(
+    cell: str, updates: int = UPDATES, check_gain: bool = True, sample_length: int = 300
+) -> dict[str, Any]:
     """Trains both models of one cell; returns what was found.
 
     Raises:
@@ -137,7 +140,9 @@ def run(cell: str, updates: int = UPDATES, check_gain: bool = True) -> dict[str,
         unigram_entropy=entropy,
         last_loss=last,
         characters_per_s=speed,
-        sample=sample(runs["weft"].model, alphabet, "def ", 300, temperature=0.6, seed=20),
+        sample=sample(
+            runs["weft"].model, alphabet, "def ", sample_length, temperature=0.6, seed=20
+        ),
     )
 
 

@@ -19,7 +19,7 @@ import common
 from weft.bench import report
 
 BATCH = 64
-EPOCHS = 12
+UPDATES = 276  # 12 epochs
 TEST_DIGITS = 360
 LEAST_ACCURACY = 0.97
 AGREEMENT = common.Agreement(early_steps=10, early=1e-5, late=0.05)
@@ -56,7 +56,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def run(epochs: int = EPOCHS, check_accuracy: bool = True) -> dict[str, Any]:
+def run(updates: int = UPDATES, check_accuracy: bool = True) -> dict[str, Any]:
     """Trains both; returns what was found.
 
     Raises:
@@ -65,7 +65,9 @@ def run(epochs: int = EPOCHS, check_accuracy: bool = True) -> dict[str, Any]:
     torch.manual_seed(20)
     runs = common.pair(lenet5())
     (images, labels), (test_images, test_labels) = digits()
-    batches = [b for _ in range(epochs) for b in torch.randperm(len(labels)).split(BATCH)]
+    batches: list[Tensor] = []
+    while len(batches) < updates:
+        batches += torch.randperm(len(labels)).split(BATCH)
     optimizers = {
         name: torch.optim.AdamW(r.model.parameters(), lr=2e-3) for name, r in runs.items()
     }
@@ -78,7 +80,7 @@ def run(epochs: int = EPOCHS, check_accuracy: bool = True) -> dict[str, Any]:
         optimizers[library].step()
         return loss.item()
 
-    common.train(runs, len(batches), step, "LeNet-5")
+    common.train(runs, updates, step, "LeNet-5")
     accuracy = {}
     for name, r in runs.items():
         with torch.no_grad():

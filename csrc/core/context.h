@@ -81,3 +81,19 @@ struct Context {
         return nullptr;                                            \
     }                                                              \
   }
+
+// The same for a family that serves CPU targets alone.
+#define WEFT_DECLARE_CPU_KERNEL_TABLES(Table, name)                \
+  namespace baseline {                                             \
+  extern const Table name;                                         \
+  }                                                                \
+  WEFT_DECLARE_X86_TABLES(Table, name)                             \
+  [[maybe_unused]] static const Table* name##_for(Target target) { \
+    switch (target) {                                              \
+      case Target::baseline:                                       \
+        return &baseline::name;                                    \
+        WEFT_CASE_X86(name)                                        \
+      default:                                                     \
+        return nullptr;                                            \
+    }                                                              \
+  }

@@ -1,9 +1,9 @@
 // exp, sigmoid and tanh on whole vectors, for CPU kernels.
 //
-// exp(x) = 2^n * e^r with n = round(x / ln 2) and |r| <= ln(2)/2; e^r is a polynomial. Largest error
-// measured against a wider type over the whole range: exp 1 ulp; sigmoid 2 ulp; tanh 2 ulp, in float
-// and in double. exp flushes results below the smallest normal number to that number. NaN stays
-// NaN; +-inf give the limits.
+// exp(x) = 2^n * e^r with n = round(x / ln 2) and |r| <= ln(2)/2; e^r is a polynomial. Largest
+// error measured against a wider type over the whole range: exp 1 ulp; sigmoid 2 ulp; tanh 2 ulp,
+// in float and in double. exp flushes results below the smallest normal number to that number. NaN
+// stays NaN; +-inf give the limits.
 #pragma once
 
 #include "core/simd.h"

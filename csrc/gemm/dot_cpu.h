@@ -1,10 +1,11 @@
 // The CPU tile product for two operands whose rows run along K: C[m][r] = sum_k A[m][k] * B[r][k].
 //
-// That is the layout of a linear layer (activations [M, K], weights [R, K]), so nothing is packed or
-// transposed: M x R vector accumulators run along K, each loaded vector of B serves M rows, each of
-// A serves R, and one tree of shuffles folds all accumulators at the end. The sum's order depends on
-// K and the vector width alone, never on a tile's shape or place, so results do not depend on how a
-// problem is cut into tiles. Bound: FLOPs while A and the tile's rows of B stay in the cache.
+// That is the layout of a linear layer (activations [M, K], weights [R, K]), so nothing is packed
+// or transposed: M x R vector accumulators run along K, each loaded vector of B serves M rows, each
+// of A serves R, and one tree of shuffles folds all accumulators at the end. The sum's order
+// depends on K and the vector width alone, never on a tile's shape or place, so results do not
+// depend on how a problem is cut into tiles. Bound: FLOPs while A and the tile's rows of B stay in
+// the cache.
 #pragma once
 
 #include <utility>
@@ -88,8 +89,7 @@ WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T*
       return detail::keep_last(load_vec(address + k - kStep), left);
     });
   } else {
-    step([&](const T* address)
-             __attribute__((always_inline)) { return load_part(address, left); });
+    step([&](const T* address) __attribute__((always_inline)) { return load_part(address, left); });
   }
 }
 

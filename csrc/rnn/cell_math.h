@@ -42,7 +42,8 @@ WEFT_HD V tanh_slope(V y, V one) {
   return (one - y) * (one + y);
 }
 
-// ---- LSTM: c' = f c + i g, h' = o tanh(c') -------------------------------------------------------
+// ---- LSTM: c' = f c + i g, h' = o tanh(c')
+// -------------------------------------------------------
 
 template <class V>
 struct LstmGates {
@@ -98,7 +99,8 @@ WEFT_HD LstmSecond<V> lstm_double_backward(const LstmGates<V>& s, V c, V t, V gr
           gradient.c.derivative};
 }
 
-// ---- GRU: n = tanh(xn + r q), h' = n + z (h - n) -------------------------------------------------
+// ---- GRU: n = tanh(xn + r q), h' = n + z (h - n)
+// -------------------------------------------------
 
 // The gates as they are kept; as a gradient: of the four sums (r, z, xn, q) before activation.
 template <class V>
@@ -120,8 +122,8 @@ struct GruGradient {
 template <class V>
 WEFT_HD GruGradient<V> gru_backward(const GruGates<V>& s, V h, V grad_h, V one) {
   const V grad_n = grad_h * (one - s.z) * tanh_slope(s.n, one);
-  return {{grad_n * s.q * sigmoid_slope(s.r, one), grad_h * (h - s.n) * sigmoid_slope(s.z, one), grad_n,
-           grad_n * s.r},
+  return {{grad_n * s.q * sigmoid_slope(s.r, one), grad_h * (h - s.n) * sigmoid_slope(s.z, one),
+           grad_n, grad_n * s.r},
           grad_h * s.z};
 }
 

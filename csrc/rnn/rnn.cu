@@ -144,9 +144,7 @@ struct Element {
   int64_t at, row, unit, hidden;
   bool inside;
 
-  WEFT_HD int64_t in(int count, int column) const {
-    return (row * count + column) * hidden + unit;
-  }
+  WEFT_HD int64_t in(int count, int column) const { return (row * count + column) * hidden + unit; }
 };
 
 WEFT_DEVICE Element element_of_thread(const CellProblem& p) {
@@ -166,9 +164,9 @@ WEFT_GLOBAL void lstm_cell_backward(CellProblem p, const T* grad_h, const T* gra
   const Element e = element_of_thread(p);
   if (!e.inside) return;
   const auto s = [&](int i) -> Acc { return widen(load(gates + e.in(4, i))); };
-  const auto g = lstm_backward<Acc>(
-      {s(0), s(1), s(2), s(3)}, widen(load(c + e.at)), std::tanh(Acc{widen(load(c_next + e.at))}),
-      load_or_zero(grad_h, e.at), load_or_zero(grad_c, e.at), Acc{1});
+  const auto g = lstm_backward<Acc>({s(0), s(1), s(2), s(3)}, widen(load(c + e.at)),
+                                    std::tanh(Acc{widen(load(c_next + e.at))}),
+                                    load_or_zero(grad_h, e.at), load_or_zero(grad_c, e.at), Acc{1});
   store(grad_gates + e.in(4, 0), narrow<T>(g.gates.i));
   store(grad_gates + e.in(4, 1), narrow<T>(g.gates.f));
   store(grad_gates + e.in(4, 2), narrow<T>(g.gates.g));
@@ -188,10 +186,10 @@ WEFT_GLOBAL void lstm_cell_double_backward(CellProblem p, const T* u_gates, cons
   const auto u = [&](int i) { return load_or_zero(u_gates, e.in(4, i)); };
   const LstmGates<Acc> kept = {s(0), s(1), s(2), s(3)};
   const Acc cell = widen(load(c + e.at));
-  const auto g = lstm_double_backward<Acc>(
-      kept, cell, std::tanh(lstm_next_cell(kept, cell)), load_or_zero(grad_h, e.at),
-      load_or_zero(grad_c, e.at), {u(0), u(1), u(2), u(3)}, load_or_zero(u_c, e.at), Acc{0},
-      Acc{1});
+  const auto g =
+      lstm_double_backward<Acc>(kept, cell, std::tanh(lstm_next_cell(kept, cell)),
+                                load_or_zero(grad_h, e.at), load_or_zero(grad_c, e.at),
+                                {u(0), u(1), u(2), u(3)}, load_or_zero(u_c, e.at), Acc{0}, Acc{1});
   store(of_grad_h + e.at, narrow<T>(g.grad_h));
   store(of_grad_c + e.at, narrow<T>(g.grad_c));
   store(of_gates + e.in(4, 0), narrow<T>(g.gates.i));
@@ -229,10 +227,10 @@ WEFT_GLOBAL void gru_cell_double_backward(CellProblem p, const T* u_x, const T* 
   const auto s = [&](int i) -> Acc { return widen(load(gates + e.in(4, i))); };
   const auto x = [&](int i) { return load_or_zero(u_x, e.in(3, i)); };
   const auto hidden = [&](int i) { return load_or_zero(u_h, e.in(3, i)); };
-  const auto g = gru_double_backward<Acc>(
-      {s(0), s(1), s(2), s(3)}, widen(load(h + e.at)), widen(load(grad_h + e.at)),
-      {x(0) + hidden(0), x(1) + hidden(1), x(2), hidden(2)}, load_or_zero(u_prev, e.at), Acc{0},
-      Acc{1});
+  const auto g = gru_double_backward<Acc>({s(0), s(1), s(2), s(3)}, widen(load(h + e.at)),
+                                          widen(load(grad_h + e.at)),
+                                          {x(0) + hidden(0), x(1) + hidden(1), x(2), hidden(2)},
+                                          load_or_zero(u_prev, e.at), Acc{0}, Acc{1});
   store(of_grad_h + e.at, narrow<T>(g.grad_h));
   store(of_gates + e.in(4, 0), narrow<T>(g.gates.r));
   store(of_gates + e.in(4, 1), narrow<T>(g.gates.z));
@@ -286,13 +284,12 @@ void launch_lstm_double_backward(const CellProblem& p, const LstmDoubleBackward&
                                  const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    device::launch(one_thread_each("lstm_cell_double_backward", p, context),
-                   lstm_cell_double_backward<T>, p, static_cast<const T*>(t.u_gates),
-                   static_cast<const T*>(t.u_c), static_cast<const T*>(t.grad_h),
-                   static_cast<const T*>(t.grad_c), static_cast<const T*>(t.gates),
-                   static_cast<const T*>(t.c), static_cast<T*>(t.of_grad_h),
-                   static_cast<T*>(t.of_grad_c), static_cast<T*>(t.of_gates),
-                   static_cast<T*>(t.of_c));
+    device::launch(
+        one_thread_each("lstm_cell_double_backward", p, context), lstm_cell_double_backward<T>, p,
+        static_cast<const T*>(t.u_gates), static_cast<const T*>(t.u_c),
+        static_cast<const T*>(t.grad_h), static_cast<const T*>(t.grad_c),
+        static_cast<const T*>(t.gates), static_cast<const T*>(t.c), static_cast<T*>(t.of_grad_h),
+        static_cast<T*>(t.of_grad_c), static_cast<T*>(t.of_gates), static_cast<T*>(t.of_c));
   });
 }
 
@@ -310,19 +307,17 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
                                 const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    device::launch(one_thread_each("gru_cell_double_backward", p, context),
-                   gru_cell_double_backward<T>, p, static_cast<const T*>(t.u_x),
-                   static_cast<const T*>(t.u_h), static_cast<const T*>(t.u_prev),
-                   static_cast<const T*>(t.grad_h), static_cast<const T*>(t.gates),
-                   static_cast<const T*>(t.h), static_cast<T*>(t.of_grad_h),
-                   static_cast<T*>(t.of_gates), static_cast<T*>(t.of_h));
+    device::launch(
+        one_thread_each("gru_cell_double_backward", p, context), gru_cell_double_backward<T>, p,
+        static_cast<const T*>(t.u_x), static_cast<const T*>(t.u_h), static_cast<const T*>(t.u_prev),
+        static_cast<const T*>(t.grad_h), static_cast<const T*>(t.gates), static_cast<const T*>(t.h),
+        static_cast<T*>(t.of_grad_h), static_cast<T*>(t.of_gates), static_cast<T*>(t.of_h));
   });
 }
 
 }  // namespace
 
-const RnnKernels rnn_kernels = {launch_lstm_cell, launch_lstm_backward,
-                                launch_lstm_double_backward, launch_gru_cell,
-                                launch_gru_backward, launch_gru_double_backward};
+const RnnKernels rnn_kernels = {launch_lstm_cell, launch_lstm_backward, launch_lstm_double_backward,
+                                launch_gru_cell,  launch_gru_backward,  launch_gru_double_backward};
 
 }  // namespace weft::WEFT_TARGET

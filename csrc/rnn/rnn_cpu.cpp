@@ -116,8 +116,7 @@ struct Gru {
 template <int Units, int Gates>
 consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
   Columns<Units * Gates> result{};
-  for (int i = 0; i < Units * Gates; ++i)
-    result.at[i] = i / Gates * kSums + column[i % Gates];
+  for (int i = 0; i < Units * Gates; ++i) result.at[i] = i / Gates * kSums + column[i % Gates];
   return result;
 }
 
@@ -165,8 +164,7 @@ void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t 
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
     tile_sums<Cell, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
-  for (; m + 2 <= rows; m += 2)
-    tile_sums<Cell, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
+  for (; m + 2 <= rows; m += 2) tile_sums<Cell, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
   for (; m < rows; ++m) tile_sums<Cell, 1, Units>(p, t, row + m, unit, sums + m * kRowSums);
 }
 
@@ -193,7 +191,8 @@ void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& con
         for (int64_t m = 0; m < rows; ++m) {
           V sum[kSums];
 #pragma GCC unroll 4
-          for (int i = 0; i < kSums; ++i) sum[i] = load_vec(sums + (m * kSums + i) * kUnits) + bias[i];
+          for (int i = 0; i < kSums; ++i)
+            sum[i] = load_vec(sums + (m * kSums + i) * kUnits) + bias[i];
           Cell::finish(p, t, row + m, unit, count, sum);
         }
       }
@@ -255,9 +254,9 @@ void launch_lstm_backward(const CellProblem& p, const LstmBackward& t, const Con
     for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
       const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
       const Block<4, T> s(t.gates, p, row, unit, count), out(t.grad_gates, p, row, unit, count);
-      const auto g = lstm_backward<V>({s[0], s[1], s[2], s[3]}, one(t.c)[0],
-                                      vec_tanh(one(t.c_next)[0]), one(t.grad_h)[0],
-                                      one(t.grad_c)[0], V{} + 1);
+      const auto g =
+          lstm_backward<V>({s[0], s[1], s[2], s[3]}, one(t.c)[0], vec_tanh(one(t.c_next)[0]),
+                           one(t.grad_h)[0], one(t.grad_c)[0], V{} + 1);
       out.store(0, g.gates.i);
       out.store(1, g.gates.f);
       out.store(2, g.gates.g);
@@ -278,9 +277,9 @@ void launch_lstm_double_backward(const CellProblem& p, const LstmDoubleBackward&
       const Block<4, T> out(t.of_gates, p, row, unit, count);
       const LstmGates<V> s = {gates[0], gates[1], gates[2], gates[3]};
       const V c = one(t.c)[0];
-      const auto g = lstm_double_backward<V>(s, c, vec_tanh(lstm_next_cell(s, c)),
-                                             one(t.grad_h)[0], one(t.grad_c)[0],
-                                             {u[0], u[1], u[2], u[3]}, one(t.u_c)[0], V{}, V{} + 1);
+      const auto g = lstm_double_backward<V>(s, c, vec_tanh(lstm_next_cell(s, c)), one(t.grad_h)[0],
+                                             one(t.grad_c)[0], {u[0], u[1], u[2], u[3]},
+                                             one(t.u_c)[0], V{}, V{} + 1);
       one(t.of_grad_h).store(0, g.grad_h);
       one(t.of_grad_c).store(0, g.grad_c);
       out.store(0, g.gates.i);
@@ -301,8 +300,8 @@ void launch_gru_backward(const CellProblem& p, const GruBackward& t, const Conte
       const Block<4, T> s(t.gates, p, row, unit, count);
       const Block<3, T> of_x(t.grad_x_gates, p, row, unit, count);
       const Block<3, T> of_h(t.grad_h_gates, p, row, unit, count);
-      const auto g = gru_backward<V>({s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0],
-                                     V{} + 1);
+      const auto g =
+          gru_backward<V>({s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0], V{} + 1);
       of_x.store(0, g.gates.r);
       of_x.store(1, g.gates.z);
       of_x.store(2, g.gates.n);
@@ -323,9 +322,9 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
       const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
       const Block<4, T> s(t.gates, p, row, unit, count), out(t.of_gates, p, row, unit, count);
       const Block<3, T> ux(t.u_x, p, row, unit, count), uh(t.u_h, p, row, unit, count);
-      const auto g = gru_double_backward<V>(
-          {s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0],
-          {ux[0] + uh[0], ux[1] + uh[1], ux[2], uh[2]}, one(t.u_prev)[0], V{}, V{} + 1);
+      const auto g = gru_double_backward<V>({s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0],
+                                            {ux[0] + uh[0], ux[1] + uh[1], ux[2], uh[2]},
+                                            one(t.u_prev)[0], V{}, V{} + 1);
       one(t.of_grad_h).store(0, g.grad_h);
       out.store(0, g.gates.r);
       out.store(1, g.gates.z);
@@ -338,8 +337,8 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
 
 }  // namespace
 
-const RnnKernels rnn_kernels = {launch_cell<Lstm>, launch_lstm_backward,
+const RnnKernels rnn_kernels = {launch_cell<Lstm>,           launch_lstm_backward,
                                 launch_lstm_double_backward, launch_cell<Gru>,
-                                launch_gru_backward, launch_gru_double_backward};
+                                launch_gru_backward,         launch_gru_double_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -1,8 +1,8 @@
 // Recurrent cell ops: check the arguments, complete them into a CellProblem, allocate, run.
+#include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn.h"
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <c10/core/DeviceGuard.h>
@@ -53,8 +53,8 @@ CellProblem problem_for(const Tensor& input, const Tensor& h, const Tensor& w_ih
   p.batch = input.size(0);
   p.input = w_ih.size(1);
   p.hidden = w_hh.size(1);
-  TORCH_CHECK(input.size(1) == p.input, "weft::", op,
-              ": input has inconsistent input_size: got ", input.size(1), " expected ", p.input);
+  TORCH_CHECK(input.size(1) == p.input, "weft::", op, ": input has inconsistent input_size: got ",
+              input.size(1), " expected ", p.input);
   const int64_t rows = gates * p.hidden;
   TORCH_CHECK(w_ih.size(0) == rows, "weft::", op, ": weight_ih first dim must be ", gates,
               " * hidden_size = ", rows, ", but got ", w_ih.size(0));
@@ -110,8 +110,8 @@ class Source {
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
                                              const Tensor& w_ih, const Tensor& w_hh,
-                                             const OptionalTensor& b_ih,
-                                             const OptionalTensor& b_hh, bool keep_gates) {
+                                             const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                             bool keep_gates) {
   const char* op = "lstm_cell";
   const CellProblem p = problem_for(input, h, w_ih, w_hh, b_ih, b_hh, 4, op);
   check_state(c, input, p.hidden, op, "hidden1");
@@ -186,11 +186,11 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h, const 
   Tensor gates = empty_output(input, {keep_gates ? p.batch : 0, kSums * p.hidden});
   if (p.units() == 0) return {h_next, gates};
   const Source x(input), h_(h), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
-  kernels.gru_cell(p,
-                   {x.data(), h_.data(), nullptr, wi.data(), wh.data(), bi.data(), bh.data(),
-                    h_next.mutable_data_ptr(), nullptr,
-                    keep_gates ? gates.mutable_data_ptr() : nullptr},
-                   context_for(input));
+  kernels.gru_cell(
+      p,
+      {x.data(), h_.data(), nullptr, wi.data(), wh.data(), bi.data(), bh.data(),
+       h_next.mutable_data_ptr(), nullptr, keep_gates ? gates.mutable_data_ptr() : nullptr},
+      context_for(input));
   return {h_next, gates};
 }
 
@@ -206,17 +206,18 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_h, const
   Tensor grad_h_gates = empty_output(gates, {p.batch, 3 * p.hidden});
   Tensor grad_h_prev = empty_output(gates, {p.batch, p.hidden});
   if (p.units() > 0)
-    kernels.gru_backward(
-        p,
-        {gh.data(), s.data(), before.data(), grad_x_gates.mutable_data_ptr(),
-         grad_h_gates.mutable_data_ptr(), grad_h_prev.mutable_data_ptr()},
-        context_for(gates));
+    kernels.gru_backward(p,
+                         {gh.data(), s.data(), before.data(), grad_x_gates.mutable_data_ptr(),
+                          grad_h_gates.mutable_data_ptr(), grad_h_prev.mutable_data_ptr()},
+                         context_for(gates));
   return {grad_x_gates, grad_h_gates, grad_h_prev};
 }
 
-std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(
-    const OptionalTensor& u_x, const OptionalTensor& u_h, const OptionalTensor& u_prev,
-    const Tensor& grad_h, const Tensor& gates, const Tensor& h) {
+std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor& u_x,
+                                                            const OptionalTensor& u_h,
+                                                            const OptionalTensor& u_prev,
+                                                            const Tensor& grad_h,
+                                                            const Tensor& gates, const Tensor& h) {
   const char* op = "gru_cell_double_backward";
   const CellProblem p = problem_of_gates(gates, op);
   const auto& kernels = kernels_for(gates, rnn_kernels_for);
@@ -236,13 +237,43 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(
   return {of_grad_h, of_gates, of_h};
 }
 
-// ---- all gradients of a cell at once -------------------------------------------------------------
+// ---- all gradients of a cell at once
+// -------------------------------------------------------------
 
 // Backward without a graph of its own: one op instead of a dozen, since a small cell's time goes to
-// calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments; both
-// biases have the same gradient in the LSTM.
+// calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments;
+// both biases have the same gradient in the LSTM.
 
-Tensor column_sums(const Tensor& t) { return t.size(0) == 1 ? t.view(-1) : t.sum(0); }
+// On CPU these are weft's own products: the bits of torch's depend on the number of threads.
+
+// op(a) [m, k] times b [k, n], plus `add` [m, n]; op transposes if `transposed`.
+Tensor product(const Tensor& a, bool transposed, const Tensor& b, const Tensor& add = {}) {
+  const GemmKernels* kernels = gemm_kernels_for(target_for(a));
+  if (kernels == nullptr) {
+    Tensor result = at::mm(transposed ? a.t() : a, b);
+    return add.defined() ? result.add_(add) : result;
+  }
+  const int64_t rows = a.size(0), columns = a.size(1);
+  ProductProblem p = {dtype_of(a, "product", "a"), rows, b.size(1), columns, columns, 1};
+  if (transposed) p = {p.dtype, columns, b.size(1), rows, 1, columns};
+  Tensor result = empty_output(a, {p.m, p.n});
+  const Source source(b);
+  if (result.numel() > 0)
+    kernels->product(p, a.const_data_ptr(), source.data(),
+                     add.defined() ? add.const_data_ptr() : nullptr, result.mutable_data_ptr(),
+                     context_for(a));
+  return result;
+}
+
+Tensor column_sums(const Tensor& t) {
+  const GemmKernels* kernels = gemm_kernels_for(target_for(t));
+  if (kernels == nullptr) return t.sum(0);
+  const ProductProblem p = {dtype_of(t, "column_sums", "t"), 1, t.size(1), t.size(0), 0, 0};
+  Tensor result = empty_output(t, {p.n});
+  if (p.n > 0)
+    kernels->column_sums(p, t.const_data_ptr(), result.mutable_data_ptr(), context_for(t));
+  return result;
+}
 
 std::vector<Tensor> lstm_cell_gradients(const OptionalTensor& grad_h, const OptionalTensor& grad_c,
                                         const Tensor& gates, const OptionalTensor& input,
@@ -252,11 +283,11 @@ std::vector<Tensor> lstm_cell_gradients(const OptionalTensor& grad_h, const Opti
   const auto [grad, grad_c_prev] = lstm_cell_backward(grad_h, grad_c, gates, c, c_next);
   std::vector<Tensor> result;
   result.reserve(wanted.size());
-  if (wanted[0]) result.push_back(at::mm(grad, *w_ih));
-  if (wanted[1]) result.push_back(at::mm(grad, *w_hh));
+  if (wanted[0]) result.push_back(product(grad, false, *w_ih));
+  if (wanted[1]) result.push_back(product(grad, false, *w_hh));
   if (wanted[2]) result.push_back(grad_c_prev);
-  if (wanted[3]) result.push_back(at::mm(grad.t(), *input));
-  if (wanted[4]) result.push_back(at::mm(grad.t(), *h));
+  if (wanted[3]) result.push_back(product(grad, true, *input));
+  if (wanted[4]) result.push_back(product(grad, true, *h));
   if (wanted[5]) result.push_back(column_sums(grad));
   return result;
 }
@@ -268,10 +299,10 @@ std::vector<Tensor> gru_cell_gradients(const Tensor& grad_h, const Tensor& gates
   const auto [grad_x, grad_hidden, grad_prev] = gru_cell_backward(grad_h, gates, h);
   std::vector<Tensor> result;
   result.reserve(wanted.size());
-  if (wanted[0]) result.push_back(at::mm(grad_x, *w_ih));
-  if (wanted[1]) result.push_back(at::addmm(grad_prev, grad_hidden, *w_hh));
-  if (wanted[2]) result.push_back(at::mm(grad_x.t(), *input));
-  if (wanted[3]) result.push_back(at::mm(grad_hidden.t(), h));
+  if (wanted[0]) result.push_back(product(grad_x, false, *w_ih));
+  if (wanted[1]) result.push_back(product(grad_hidden, false, *w_hh, grad_prev));
+  if (wanted[2]) result.push_back(product(grad_x, true, *input));
+  if (wanted[3]) result.push_back(product(grad_hidden, true, h));
   if (wanted[4]) result.push_back(column_sums(grad_x));
   if (wanted[5]) result.push_back(column_sums(grad_hidden));
   return result;

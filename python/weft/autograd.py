@@ -74,8 +74,8 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
 def autocast_arguments(*tensors: Any) -> Any:
     """`tensors` as an op of autocast's lower-precision list gets them.
 
-    Where autocast is on for the first one's device, floating tensors (None stays None, float64 stays
-    float64) are cast to its dtype; elsewhere they come back as they are.
+    Where autocast is on for the first one's device, floating tensors (None stays None, float64
+    stays float64) are cast to its dtype; elsewhere they come back as they are.
     """
     device_type = tensors[0].device.type
     if not torch.is_autocast_enabled(device_type):

@@ -25,8 +25,6 @@ from weft import _C, facts, testing
 from weft.bench.report import console, progress_bar
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# A small tensor may round luckily; of several, PyTorch's largest error counts.
-_DRAWS = 4
 CHECKS = ("values", "gradients", "gradcheck", "gradgradcheck", "repeat", "threads")
 
 
@@ -152,9 +150,9 @@ SUBJECTS: tuple[Subject, ...] = (
 
 
 def _tensors(
-    subject: Subject, problem: Problem, device: torch.device, dtype: torch.dtype, draws: int = 1
+    subject: Subject, problem: Problem, device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """One tensor [draws, *size] for each argument, the same in each run.
+    """The tensor arguments, the same in each run.
 
     Values lie in [-2, 2]; parameters are scaled as layers initialise them, so that gates do not
     saturate.
@@ -164,28 +162,15 @@ def _tensors(
     for index, size in enumerate(problem.sizes):
         # Distinct values: a maximum among equals has no derivative.
         elements = torch.Size(size).numel()
-        shuffled = [torch.randperm(elements, generator=generator) for _ in range(draws)]
-        values = torch.stack(shuffled).double() * (4 / max(elements - 1, 1)) - 2
+        values = torch.randperm(elements, generator=generator).double().reshape(size)
+        values = values * (4 / max(elements - 1, 1)) - 2
         if index >= len(problem.sizes) - subject.parameters:
             values /= max(torch.Size(size[1:]).numel(), 4) ** 0.5
-        tensors.append(values.reshape(draws, *size).to(device, dtype))
+        values = values.to(device, dtype)
+        if problem.channels_last and values.dim() == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        tensors.append(values)
     return tensors
-
-
-def _run_draws(
-    function: Callable[..., Any], channels_last: bool, *stacked: Tensor, **options: Any
-) -> list[Tensor]:
-    """`function` on each draw; one tensor [draws, ...] for each output."""
-    results = []
-    for tensors in zip(*(t.unbind() for t in stacked), strict=True):
-        if channels_last:
-            tensors = tuple(
-                t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-                for t in tensors
-            )
-        result = function(*tensors, **options)
-        results.append((result,) if isinstance(result, Tensor) else tuple(result))
-    return [torch.stack(outputs) for outputs in zip(*results, strict=True)]
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -193,31 +178,29 @@ def _run_draws(
 
 def _accuracy(subject: Subject, device: torch.device, gradients: bool) -> None:
     for problem in subject.problems:
-        weft, native = (
-            partial(_run_draws, function, problem.channels_last, **problem.options)
-            for function in (subject.weft, subject.torch)
-        )
         for dtype in DTYPES:
-            stacked = _tensors(subject, problem, device, dtype, _DRAWS)
-            inputs = [t.requires_grad_(gradients) for t in stacked]
+            inputs = _tensors(subject, problem, device, dtype)
+            inputs = [t.requires_grad_(gradients) for t in inputs]
             try:
-                testing.check_against_native(weft, native, *inputs)
+                testing.check_against_native(
+                    subject.weft, subject.torch, *inputs, **problem.options
+                )
             except AssertionError as error:
                 raise AssertionError(f"{dtype}, {problem}: {error}") from error
 
 
 def _numerical(subject: Subject, device: torch.device, check: Callable[..., bool]) -> None:
     for problem in subject.derivative_problems:
-        stacked = _tensors(subject, problem, device, torch.float64)
-        function = partial(_run_draws, subject.weft, problem.channels_last, **problem.options)
-        check(function, [t.requires_grad_() for t in stacked])
+        inputs = _tensors(subject, problem, device, torch.float64)
+        check(partial(subject.weft, **problem.options), [t.requires_grad_() for t in inputs])
 
 
 def _results(subject: Subject, problem: Problem, device: torch.device) -> list[Tensor]:
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [t.requires_grad_() for t in _tensors(subject, problem, device, dtype)]
-        outputs = _run_draws(subject.weft, problem.channels_last, *inputs, **problem.options)
+        outputs = subject.weft(*inputs, **problem.options)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         # The gradient of an output is the output itself: as good as any, and the same in each run.
         results += [*outputs, *torch.autograd.grad(outputs, inputs, [t.detach() for t in outputs])]
     return results

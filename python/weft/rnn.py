@@ -26,10 +26,21 @@ _gru_cell = _ops.gru_cell.default
 # ---- fake implementations ------------------------------------------------------------------------
 
 
+def _check_device(op: str, input: Tensor, *others: Tensor | None) -> None:
+    """A meta tensor among others brings a call here, past the checks of the compiled op."""
+    for other in others:
+        if other is not None and other.device != input.device:
+            raise RuntimeError(
+                f"weft::{op}: expected all tensors to be on the same device, but one is on "
+                f"{other.device} and the input on {input.device}"
+            )
+
+
 @torch.library.register_fake("weft::lstm_cell")
 def _(
     input: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_device("lstm_cell", input, h, c, w_ih, w_hh, *args[:-1])
     batch, hidden = input.shape[0], w_hh.shape[1]
     size = (batch, hidden)
     gates = input.new_empty((batch if args[-1] else 0, 4 * hidden))
@@ -80,9 +91,8 @@ def _(
 
 
 @torch.library.register_fake("weft::gru_cell")
-def _(
-    input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, *args: Any
-) -> tuple[Tensor, Tensor]:
+def _(input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    _check_device("gru_cell", input, h, w_ih, w_hh, *args[:-1])
     batch, hidden = input.shape[0], w_hh.shape[1]
     return input.new_empty((batch, hidden)), input.new_empty((batch if args[-1] else 0, 4 * hidden))
 
@@ -174,9 +184,7 @@ class LSTMCell(Function):
                 grad_gates.sum(0) if of_b_ih else None,
                 grad_gates.sum(0) if of_b_hh else None,
             )
-        found = _lstm_cell_gradients(
-            grad_h, grad_c, gates, input, h, c, c_next, w_ih, w_hh, wanted
-        )
+        found = _lstm_cell_gradients(grad_h, grad_c, gates, input, h, c, c_next, w_ih, w_hh, wanted)
         if len(found) == 6:
             return (*found, found[5])
         gradients = iter(found)
@@ -199,9 +207,7 @@ class LSTMCellBackward(Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, u_gates: Tensor | None, u_c: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u_gates: Tensor | None, u_c: Tensor | None) -> tuple[Tensor | None, ...]:
         results = _ops.lstm_cell_double_backward(u_gates, u_c, *ctx.saved_tensors)
         asked = zip(results, ctx.needs_input_grad, strict=False)
         return (*(result if needed else None for result, needed in asked), None)
@@ -298,8 +304,8 @@ def lstm_cell(
 ) -> tuple[Tensor, Tensor]:
     """One LSTM step: ``c' = f ⊙ c + i ⊙ g``, ``h' = o ⊙ tanh(c')``.
 
-    ``(i, f, g, o) = (σ, σ, tanh, σ)(W_ih x + b_ih + W_hh h + b_hh)`` (Hochreiter & Schmidhuber 1997,
-    with the forget gate of Gers et al. 2000). Args as `torch.lstm_cell`.
+    ``(i, f, g, o) = (σ, σ, tanh, σ)(W_ih x + b_ih + W_hh h + b_hh)`` (Hochreiter & Schmidhuber
+    1997, with the forget gate of Gers et al. 2000). Args as `torch.lstm_cell`.
         input: ``[B, I]``; float32, float64, bfloat16 or float16, as all arguments.
         hx: the state ``(h, c)``, each ``[B, H]``.
         w_ih, w_hh: ``[4H, I]`` and ``[4H, H]``, gates in the order i, f, g, o.
@@ -331,9 +337,9 @@ def gru_cell(
 ) -> Tensor:
     """One GRU step: ``h' = (1 − z) ⊙ n + z ⊙ h``, the reset gate after the product.
 
-    ``r, z = σ(W_ih x + b_ih + W_hh h + b_hh)`` and ``n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))``.
-    Cho et al. 2014 write z for torch's 1 − z, and reset h before the product. Args as
-    `torch.gru_cell`.
+    ``r, z = σ(W_ih x + b_ih + W_hh h + b_hh)``,
+    ``n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))``. Cho et al. 2014 write z for torch's 1 − z,
+    and reset h before the product. Args as `torch.gru_cell`.
         input: ``[B, I]``; float32, float64, bfloat16 or float16, as all arguments.
         hx: the state h, ``[B, H]``.
         w_ih, w_hh: ``[3H, I]`` and ``[3H, H]``, gates in the order r, z, n.

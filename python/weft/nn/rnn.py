@@ -31,9 +31,7 @@ class LSTMCell(torch.nn.LSTMCell):
                 _check_rank("LSTMCell", f"hx[{index}]", state)
             if not batched:
                 hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = rnn.lstm_cell(
-            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        )
+        h, c = rnn.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
 

@@ -259,7 +259,7 @@ inline void list_taps(const ConvProblem& p, const Gather& g, const RowLayout& la
 
 // Destination rows of a task: as many as have their source rows in `kScratchElements`.
 inline int64_t band_rows(const Window& w, int64_t row_elements, const Gather& g) {
-  const int64_t source_rows = kScratchElements / row_elements;
+  const int64_t source_rows = kScratchElements / most(row_elements, 1);  // no channels: any
   const int64_t rows = g.transposed ? (source_rows - 1) * w.stride - w.span() + 2
                                     : (source_rows - w.span()) / w.stride + 1;
   return least(most(rows, 1), g.dst[1]);

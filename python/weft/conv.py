@@ -108,9 +108,7 @@ class ConvDgrad(Function):
     """gx: for each input, the sum of gy · w over the windows that hold it."""
 
     @staticmethod
-    def compute(
-        grad: Tensor, weight: Tensor, input_size: torch.Size, window: ConvWindow
-    ) -> Tensor:
+    def compute(grad: Tensor, weight: Tensor, input_size: torch.Size, window: ConvWindow) -> Tensor:
         return _ops.conv_dgrad(grad, weight, input_size, *window)
 
     @staticmethod
@@ -184,9 +182,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: ConvWindow)
     return _ops.conv(input, weight, bias, *window)
 
 
-def conv_dgrad(
-    grad: Tensor, weight: Tensor, input_size: torch.Size, window: ConvWindow
-) -> Tensor:
+def conv_dgrad(grad: Tensor, weight: Tensor, input_size: torch.Size, window: ConvWindow) -> Tensor:
     if needs_grad(grad, weight):
         return ConvDgrad.apply(grad, weight, input_size, window)
     return _ops.conv_dgrad(grad, weight, input_size, *window)
@@ -205,10 +201,15 @@ def conv_bias_grad(grad: Tensor) -> Tensor:
 # ---- functional API ------------------------------------------------------------------------------
 
 
-def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    if isinstance(value, Sequence):
-        return (int(value[0]),) * rank if len(value) == 1 else tuple(value)
-    return (value,) * rank
+def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    if not isinstance(value, Sequence):
+        return (value,) * rank
+    if len(value) not in (1, rank):
+        raise RuntimeError(
+            f"weft: conv{rank}d: expected {name} to be a single integer value or a list of {rank} "
+            f"values to match the convolution dimensions, but got {name}={list(value)}"
+        )
+    return tuple(value) * (rank // len(value))
 
 
 def _padding_of(
@@ -249,17 +250,12 @@ def _conv_nd(
             f"and weight of size: {list(weight.shape)}. Expected {weight.dim()}-dimensional input "
             f"for {weight.dim()}-dimensional weight"
         )
-    stride = _per_axis(stride, rank)
-    dilation = _per_axis(dilation, rank)
+    stride = _per_axis("stride", stride, rank)
+    dilation = _per_axis("dilation", dilation, rank)
     if isinstance(padding, str):
         padding = _padding_of(padding, weight.shape[2:], stride, dilation)
     else:
-        padding = _per_axis(padding, rank)
-        if len(padding) != rank:
-            raise RuntimeError(
-                f"weft: conv{rank}d: expected padding to be a single integer value or a list of "
-                f"{rank} values to match the convolution dimensions, but got padding={padding}"
-            )
+        padding = _per_axis("padding", padding, rank)
     window = ConvWindow(stride, padding, dilation, groups)
     input, weight, bias = autocast_arguments(input, weight, bias)
     if input.dim() == rank + 2:

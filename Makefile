@@ -10,8 +10,8 @@ BENCH_ARGS := $(if $(FULL),--full)
 .PHONY: bench test lint format sanitize cuda kernels gpu build clean
 
 bench: build
-	$(BIN)/python benchmarks/workloads/digits.py
-	$(BIN)/python benchmarks/workloads/characters.py
+	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
+	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
 test: build

@@ -1,7 +1,6 @@
 """What every family's tests share: samples from torch's own definitions, and how to compare.
 
-Errors are measured against float64 and judged against PyTorch's own error on the same input, so no
-test holds a tolerance of its own.
+How numbers are judged stands in `weft.testing`, where `python -m weft check` finds it as well.
 """
 
 from __future__ import annotations
@@ -16,7 +15,11 @@ import torch
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
-from torch.utils._pytree import tree_map
+
+from weft.testing import assert_as_accurate as assert_as_accurate
+from weft.testing import cast as cast
+from weft.testing import check_against_native as check_against_native
+from weft.testing import check_deterministic as check_deterministic
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {2: [torch.contiguous_format, torch.channels_last]}
@@ -38,140 +41,6 @@ def module_info(torch_class: type[torch.nn.Module]) -> Any:
     return info
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """`value` with every floating tensor in it as a detached leaf of `dtype`."""
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return leaf.detach().to(dtype, copy=True).requires_grad_(leaf.requires_grad)
-
-    return tree_map(convert, value)
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    return tensor.double().where(tensor.isfinite(), 0)
-
-
-def assert_as_accurate(
-    actual: Tensor, native: Tensor, exact: Tensor, native_error: float | None = None
-) -> None:
-    """|actual − exact| ≤ max(1.5 · PyTorch's largest error, 1 ulp); non-finite places equal.
-
-    `native_error` is PyTorch's largest error near this input; it must be given where `exact` is
-    PyTorch's own float64 result.
-    """
-    assert actual.shape == native.shape
-    assert actual.dtype == native.dtype
-    if actual.numel() == 0:
-        return
-    torch.testing.assert_close(
-        actual.where(~native.isfinite(), 0),
-        native.where(~native.isfinite(), 0),
-        rtol=0,
-        atol=0,
-        equal_nan=True,
-    )
-    both = native.isfinite() & exact.isfinite()
-    error = _finite(actual.double() - exact).where(both, 0).abs()
-    bound = 1.5 * _finite(native.double() - exact).where(both, 0).abs().max()
-    if native_error is not None:
-        factor = 2.5 if actual.dtype == torch.float64 else 1.5
-        bound = bound.clamp(min=factor * native_error)
-    finfo = torch.finfo(actual.dtype)
-    bounds = torch.maximum(bound, finfo.eps * _finite(exact).abs() + finfo.tiny)
-    worst = (error - bounds).argmax()
-    assert (error <= bounds).all(), (
-        f"error {error.flatten()[worst]:.3e} exceeds {bounds.flatten()[worst]:.3e}"
-    )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    flat = torch.utils._pytree.tree_leaves(value)
-    return [t for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def _values_and_gradients(
-    function: Callable[..., Any], args: tuple, kwargs: dict, seeds: list[Tensor] | None
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    outputs = _tensors(function(*args, **kwargs))
-    inputs = [t for t in _tensors((args, kwargs)) if t.requires_grad]
-    if seeds is None or not inputs or not any(t.requires_grad for t in outputs):
-        return outputs, []
-    pairs = [(t, s.to(t.dtype)) for t, s in zip(outputs, seeds, strict=True) if t.requires_grad]
-    grads = torch.autograd.grad(
-        [t for t, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True
-    )
-    return outputs, list(grads)
-
-
-def _native_errors(
-    native: Callable[..., Any],
-    args: tuple,
-    kwargs: dict,
-    seeds: list[Tensor],
-    dtype: torch.dtype,
-) -> list[float | None]:
-    """PyTorch's error in `dtype`, per output and gradient: the largest of eight draws.
-
-    The draws are of values near the given ones, since a small tensor may round luckily. In float64
-    it is the error in float32, scaled by the ratio of the two epsilons.
-    """
-    drawn = torch.float32 if dtype == torch.float64 else dtype
-    scale = torch.finfo(dtype).eps / torch.finfo(drawn).eps
-    draws = []
-    for _ in range(8):
-        near = tree_map(
-            lambda t: (
-                (t * (1 + torch.rand_like(t) / 4)).detach().requires_grad_(t.requires_grad)
-                if isinstance(t, Tensor) and t.is_floating_point()
-                else t
-            ),
-            (args, kwargs, seeds),
-        )
-        drawn_args, drawn_kwargs, drawn_seeds = cast(near, drawn)
-        rounded = _values_and_gradients(native, drawn_args, drawn_kwargs, drawn_seeds)
-        exact = _values_and_gradients(
-            native, *cast((drawn_args, drawn_kwargs), torch.float64), drawn_seeds
-        )
-        draws.append(
-            [
-                None
-                if a is None or b is None or a.numel() == 0
-                else float(_finite(a.detach().double() - b.detach()).abs().max()) * scale
-                for a, b in zip(rounded[0] + rounded[1], exact[0] + exact[1], strict=True)
-            ]
-        )
-    return [None if e[0] is None else max(e) for e in zip(*draws, strict=True)]
-
-
-def check_against_native(
-    weft: Callable[..., Any], native: Callable[..., Any], *args: Any, **kwargs: Any
-) -> None:
-    """Values, and gradients of every floating tensor that requires one, of weft(*args, **kwargs).
-
-    For float64 there is no exact reference but PyTorch itself, see `_native_errors`.
-    """
-    double = torch.float64
-    outputs = _tensors(weft(*args, **kwargs))
-    seeds = [torch.randn_like(t) for t in outputs]
-    actual = _values_and_gradients(weft, args, kwargs, seeds)
-    expected = _values_and_gradients(native, args, kwargs, seeds)
-    exact = _values_and_gradients(native, *cast((args, kwargs), double), seeds)
-    errors: list[float | None] = []  # drawn only where the error on this very input is not enough
-    for i, (a, n, e) in enumerate(
-        zip(actual[0] + actual[1], expected[0] + expected[1], exact[0] + exact[1], strict=True)
-    ):
-        assert (a is None) == (n is None)
-        if a is None or n is None or e is None:
-            continue
-        try:
-            assert_as_accurate(a, n, e)
-        except AssertionError:
-            errors = errors or _native_errors(native, args, kwargs, seeds, outputs[0].dtype)
-            assert_as_accurate(a, n, e, errors[i])
-
-
 def check_error_inputs(name: str, weft: Callable[..., Any], device: torch.device) -> None:
     """weft raises what torch raises: the exception's type for each of op_db's error inputs."""
     count = 0
@@ -187,23 +56,6 @@ def check_gradients(function: Callable[..., Any], *inputs: Any) -> None:
     """gradcheck and gradgradcheck in float64."""
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
-
-
-def check_deterministic(function: Callable[[], Any]) -> None:
-    """Equal bits from two runs and from 1, 2 and 3 threads."""
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (threads, threads, 1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(_tensors(function()))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert a.stride() == b.stride()
-            bits = [t.contiguous().view(torch.uint8) for t in (a, b)]
-            assert torch.equal(*bits)
 
 
 def sliced(tensor: Tensor) -> Tensor:

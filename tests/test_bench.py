@@ -1,0 +1,216 @@
+"""The rows, the measuring, the report and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import weft
+from weft import facts
+from weft.__main__ import main
+from weft.bench import measure as measuring
+from weft.bench import report
+from weft.bench import rows as row_data
+from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
+from weft.bench.rows import CellRow, ConvRow, Cost, PoolRow, rows
+
+CPU = torch.device("cpu")
+BRIEF = Effort(seconds=0.0, least=3, most=3)
+REQUIRED_KEYS = {
+    *("family", "op", "shape", "dtype", "layout", "direction", "device", "weft_s", "native_s"),
+    *("ratio", "bytes", "flops", "fraction_of_ceiling", "peak_bytes", "native_peak_bytes"),
+}
+F32 = torch.float32
+TINY = {
+    "pool": PoolRow("max_pool2d", F32, "NHWC", True, (2, 3, 8, 8), 2, 2, 0),
+    "conv": ConvRow("conv2d", F32, "NCHW", True, (2, 4, 6, 6), 8, 3, 1, 1, 1, 2),
+    "rnn": CellRow("lstm_cell", F32, "", True, 2, 5),
+}
+
+
+@pytest.fixture
+def tiny_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tiny row a family, measured as briefly as can be."""
+    monkeypatch.setattr(row_data, "FAMILIES", {name: [row] for name, row in TINY.items()})
+    monkeypatch.setattr(report, "FAMILIES", row_data.FAMILIES)
+    monkeypatch.setattr(report, "QUICK", BRIEF)
+    monkeypatch.setattr(measuring.Ceilings, "bytes_per_second", lambda self: 1e9)
+    monkeypatch.setattr(measuring.Ceilings, "flops_per_second", lambda self, dtype: 1e10)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("family", row_data.FAMILIES)
+def test_rows_are_unique_and_some_are_quick(family: str, device: str) -> None:
+    chosen = rows(family, torch.device(device))
+    assert len({str(row) for row in chosen}) == len(chosen)
+    quick = rows(family, torch.device(device), full=False)
+    assert quick
+    assert set(quick) < set(chosen) or family == "rnn"
+    for row in chosen:
+        assert row.family == family
+        f, fb = row.cost("f"), row.cost("fb")
+        assert 0 < f.bytes < fb.bytes
+        assert 0 < f.flops < fb.flops
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_rows_cost_what_their_tensors_hold(family: str) -> None:
+    row = TINY[family]
+    native = row.native()
+    inputs = row.inputs()
+    outputs = torch.utils._pytree.tree_leaves(native(*row.arguments(inputs)))
+    held = sum(t.nbytes for t in (*inputs, *native.parameters(), *outputs))
+    assert row.cost("f").bytes == held
+
+
+def test_pool_cost_by_hand() -> None:
+    # 1·1·4·4 in, 1·1·2·2 out, four bytes each; backward twice that and two bytes an output.
+    row = PoolRow("max_pool2d", F32, "NCHW", True, (1, 1, 4, 4), 2, 2, 0)
+    assert row.cost("f") == Cost(80, 16)
+    assert row.cost("fb") == Cost(168, 20)
+    average = dataclasses.replace(row, op="avg_pool2d")
+    assert average.cost("fb") == Cost(160, 32)
+    # A window of more than 256 elements needs more than a byte for the place of its maximum.
+    large = PoolRow("max_pool2d", F32, "NCHW", True, (1, 1, 17, 17), 17, 17, 0)
+    assert large.cost("fb").bytes == 2 * 4 * (289 + 1) + 2 * 4
+
+
+def test_conv_cost_by_hand() -> None:
+    # x 2·4·6·6 = 288, w 8·2·3·3 = 144, b 8, y 2·8·6·6 = 576; 18 multiply-adds an output.
+    row = TINY["conv"]
+    assert row.cost("f") == Cost(4 * (288 + 144 + 8 + 576), 2 * 18 * 576)
+    backward = 4 * (576 + 288 + 144 + 288 + 144 + 8)
+    assert row.cost("fb") == Cost(4 * (288 + 144 + 8 + 576) + backward, 3 * 2 * 18 * 576)
+
+
+def test_cell_cost_by_hand() -> None:
+    # x, h, c and h', c' of 2·5; weights 2·(20·5), biases 2·20.
+    row = TINY["rnn"]
+    assert row.cost("f") == Cost(4 * (50 + 240), 2 * 2 * 200)
+    assert row.cost("fb").bytes == 4 * (50 + 240) + 4 * (20 + 30 + 200 + 30 + 240)
+    assert CellRow("gru_cell", F32, "", True, 2, 5).cost("f").flops == 2 * 2 * 150
+
+
+def test_a_layer_that_weft_lacks_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="leaves Linear as it is"):
+        TINY["pool"].weft(torch.nn.Linear(2, 2))
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def test_the_slower_call_takes_longer() -> None:
+    small, large = torch.ones(1 << 8), torch.ones(1 << 18)
+    calls = [lambda i: small.sin(), lambda i: large.sin()]
+    fast, slow = measuring.time_in_turn(calls, CPU, Effort(0.02, 5, 20))
+    assert 0 < fast.least <= fast.seconds < slow.least <= slow.seconds
+    assert 5 <= fast.samples == slow.samples <= 20
+    assert fast.spread >= 0
+
+
+def test_calls_run_on_rotating_inputs() -> None:
+    problem = Problem(TINY["pool"], "fb", CPU)
+    assert len({t[0].data_ptr() for t in problem._inputs}) == len(problem._inputs) > 1
+    call = problem.call("weft")
+    gradients = [call(i)[0] for i in range(len(problem._inputs) + 1)]
+    assert torch.equal(gradients[0], gradients[-1])
+
+
+@pytest.mark.parametrize("direction", row_data.DIRECTIONS)
+@pytest.mark.parametrize("family", TINY)
+def test_both_libraries_do_the_same_work(family: str, direction: row_data.Direction) -> None:
+    problem = Problem(TINY[family], direction, CPU)
+    results = [problem.call(library)(0) for library in ("weft", "native")]
+    torch.testing.assert_close(*results)
+
+
+def test_peak_counts_what_is_alive_at_once() -> None:
+    def call() -> torch.Tensor:
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        del first
+        return torch.empty(1 << 19, dtype=torch.uint8)
+
+    peak_bytes(call, CPU)
+    assert peak_bytes(call, CPU) == 1 << 20
+    assert peak_bytes(lambda: (call(), call()), CPU) == (1 << 20) + (1 << 19)
+
+
+def test_kept_bytes_count_storages_once_and_no_parameters() -> None:
+    x = torch.ones(16, requires_grad=True)
+    weight = torch.ones(16, requires_grad=True)
+    assert kept_bytes(lambda: x * weight, [weight]) == x.nbytes
+    assert kept_bytes(lambda: x * x, []) == x.nbytes
+    assert kept_bytes(lambda: x + weight, [weight]) == 0
+
+
+def test_ceilings_are_measured_once() -> None:
+    ceilings = Ceilings(CPU)
+    assert 1e8 < ceilings.bytes_per_second() < 1e13
+    assert ceilings.bytes_per_second() == ceilings.bytes_per_second()
+    assert 1e8 < ceilings.flops_per_second(torch.float32) < 1e15
+    assert set(ceilings.as_dict()["matmul_flops_per_s"]) == {"float32"}
+
+
+def test_a_row_measured(tiny_rows: None) -> None:
+    row = measure(TINY["pool"], "fb", CPU, Ceilings(CPU), BRIEF)
+    assert row.keys() >= REQUIRED_KEYS
+    assert row["ratio"] == row["native_s"] / row["weft_s"]
+    assert row["fraction_of_ceiling"] == pytest.approx(row["bytes"] / 1e9 / row["weft_s"])
+    # One byte a place, of 2·3·4·4 outputs; PyTorch keeps its input and eight bytes an output.
+    assert row["kept_bytes"] == 96
+    assert row["native_kept_bytes"] == 4 * 384 + 8 * 96
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    targets = weft._C.available_cpu_targets()
+    for word in (torch.__version__, *targets, "CUDA architectures", "host execution"):
+        assert word in printed
+
+
+def test_bench(tiny_rows: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file, plot_file = tmp_path / "new" / "result.json", tmp_path / "ratio.png"
+    arguments = ["bench", "--device", "cpu", "--json", str(json_file), "--plot", str(plot_file)]
+    assert main(arguments) == 0
+    found: dict[str, Any] = json.loads(json_file.read_text())
+    assert len(found["rows"]) == 2 * len(TINY)
+    assert all(row.keys() >= REQUIRED_KEYS for row in found["rows"])
+    assert found["machine"]["instruction_set"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert plot_file.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert re.search(r"conv fb: \d+\.\d\dx PyTorch's speed", printed)
+
+
+def test_bench_of_one_family(tiny_rows: None, tmp_path: Path) -> None:
+    json_file = tmp_path / "result.json"
+    assert main(["bench", "rnn", "--device", "cpu", "--json", str(json_file)]) == 0
+    assert {row["family"] for row in json.loads(json_file.read_text())["rows"]} == {"rnn"}
+
+
+def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "attention"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'attention'" in capsys.readouterr().err
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(SystemExit, match="cannot write"):
+        main(["bench", "--json", str(blocked / "result.json")])
+    if torch.device("cuda") not in facts.devices():
+        with pytest.raises(SystemExit, match="device cuda is not there"):
+            main(["bench", "--device", "cuda"])

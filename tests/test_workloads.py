@@ -1,0 +1,76 @@
+"""A few steps of each workload: native and weft learn alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import characters
+import common
+import digits
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Work as small as this gains nothing from threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_digits_curves_agree() -> None:
+    found = digits.run(updates=4, check_accuracy=False)
+    assert found["steps"] == len(found["weft_losses"]) == len(found["native_losses"])
+    assert found["weft_losses"][-1] < found["weft_losses"][0]
+    assert found["native_step_s"] > 0 < found["weft_step_s"]
+
+
+@pytest.mark.parametrize("cell", characters.CELLS)
+def test_character_curves_agree(cell: str) -> None:
+    found = characters.run(cell, updates=3, check_gain=False, sample_length=20)
+    assert found["weft_losses"][-1] < found["weft_losses"][0]
+    assert found["sample"].startswith("def ")
+    assert len(found["sample"]) == 24
+
+
+def test_a_sample_is_the_same_for_the_same_seed() -> None:
+    torch.manual_seed(20)
+    model = characters.CharacterModel("LSTMCell", 3)
+    samples = [characters.sample(model, "abc", "ab", 50, 1.0, seed) for seed in (1, 1, 2)]
+    assert samples[0] == samples[1] != samples[2]
+
+
+def test_promises_that_are_not_kept_are_errors() -> None:
+    with pytest.raises(AssertionError, match=r"knows .*% of the test digits"):
+        digits.run(updates=1)
+    with pytest.raises(AssertionError, match="the last loss is"):
+        characters.run("GRUCell", updates=1, sample_length=1)
+
+
+def test_curves_that_part_are_errors() -> None:
+    runs = {name: common.Run(torch.nn.Identity(), losses=[2.0, 1.0]) for name in common.LIBRARIES}
+    agreement = common.Agreement(early_steps=1, early=1e-5, late=1e-2)
+    assert agreement.check(runs) == {"early": 0.0, "late": 0.0}
+    runs["weft"].losses = [2.0, 1.02]
+    with pytest.raises(AssertionError, match="late loss curves differ"):
+        agreement.check(runs)
+    runs["weft"].losses = [2.001, 1.0]
+    with pytest.raises(AssertionError, match="early loss curves differ"):
+        agreement.check(runs)
+    runs["weft"].losses = [2.0, float("nan")]
+    with pytest.raises(AssertionError, match="late loss curves differ"):
+        agreement.check(runs)
+
+
+def test_a_model_without_weft_layers_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="exchanged no layer"):
+        common.pair(torch.nn.Linear(2, 2))
+
+
+def test_unigram_entropy() -> None:
+    encoded, alphabet = characters.encode("aabb")
+    assert alphabet == "ab"
+    assert characters.unigram_entropy(encoded) == pytest.approx(0.6931, abs=1e-4)

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+
 import weft.testing
 
 # Test problems are tiny: a second thread only waits. Tests of threading set their own number.

@@ -8,6 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import weft
+import weft.functional as W
+import weft.testing
 from harness import (
     DTYPES,
     check_against_native,
@@ -19,13 +26,6 @@ from harness import (
     op_samples,
     sliced,
 )
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
-import weft
-import weft.functional as W
-import weft.testing
 from weft import _C
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 import weft
 import weft.functional as W
 from harness import (
@@ -23,8 +26,6 @@ from harness import (
     op_samples,
     sliced,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from weft import _C
 from weft.testing import cpu_target, host_execution
 

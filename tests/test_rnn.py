@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 import weft
 import weft.functional as W
 import weft.testing
@@ -19,9 +23,6 @@ from harness import (
     module_info,
     sliced,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 from weft import _C
 
 CELLS = ["lstm", "gru"]

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <pthread.h>
+
 #include <atomic>
 
 #if WEFT_WITH_CUDA
@@ -44,6 +46,11 @@ Target best_cpu_target() {
 
 std::atomic<Target> chosen_cpu_target{best_cpu_target()};
 std::atomic<bool> host_execution_enabled{false};
+
+// libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
+std::atomic<bool> in_forked_child{false};
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
 }  // namespace
 
@@ -100,7 +107,7 @@ Context context_for(const at::Tensor& t) {
     return context;
   }
 #endif
-  context.threads = at::get_num_threads();
+  context.threads = in_forked_child ? 1 : at::get_num_threads();
   return context;
 }
 

@@ -79,16 +79,17 @@ void set_cpu_target(const std::string& name) {
       chosen_cpu_target = t.target;
       return;
     }
-  TORCH_CHECK_VALUE(false, "weft: CPU target '", name, "' is not one of this machine's: ",
-                    c10::Join(", ", available_cpu_targets()));
+  TORCH_CHECK_VALUE(false, "weft: CPU target '", name,
+                    "' is not one of this machine's: ", c10::Join(", ", available_cpu_targets()));
 }
 
 void set_host_execution(bool enabled) {
 #if WEFT_WITH_HOST_EXECUTION
   host_execution_enabled = enabled;
 #else
-  TORCH_CHECK(!enabled, "weft: this build has no host-executed CUDA kernels. They are a test "
-                        "instrument: build with WEFT_HOST_EXECUTION=1.");
+  TORCH_CHECK(!enabled,
+              "weft: this build has no host-executed CUDA kernels. They are a test "
+              "instrument: build with WEFT_HOST_EXECUTION=1.");
 #endif
 }
 
@@ -122,9 +123,9 @@ DType dtype_of(const at::Tensor& t, const char* op, const char* argument) {
     case at::kHalf:
       return DType::f16;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, "weft::", op, ": \"", op, "\" not implemented for '", toString(t.scalar_type()),
-          "': argument '", argument, "' must be float32, float64, bfloat16 or float16");
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "weft::", op, ": \"", op, "\" not implemented for '",
+                                  toString(t.scalar_type()), "': argument '", argument,
+                                  "' must be float32, float64, bfloat16 or float16");
   }
 }
 

@@ -27,10 +27,10 @@ struct Context {
   namespace avx512 {                         \
   extern const Table name;                   \
   }
-#define WEFT_CASE_X86(name)   \
-  case Target::avx2:          \
-    return &avx2::name;       \
-  case Target::avx512:        \
+#define WEFT_CASE_X86(name) \
+  case Target::avx2:        \
+    return &avx2::name;     \
+  case Target::avx512:      \
     return &avx512::name;
 #else
 #define WEFT_DECLARE_X86_TABLES(Table, name)
@@ -63,21 +63,21 @@ struct Context {
 #define WEFT_CASE_HOST(name)
 #endif
 
-#define WEFT_DECLARE_KERNEL_TABLES(Table, name)       \
-  namespace baseline {                                \
-  extern const Table name;                            \
-  }                                                   \
-  WEFT_DECLARE_X86_TABLES(Table, name)                \
-  WEFT_DECLARE_CUDA_TABLE(Table, name)                \
-  WEFT_DECLARE_HOST_TABLE(Table, name)                \
+#define WEFT_DECLARE_KERNEL_TABLES(Table, name)                    \
+  namespace baseline {                                             \
+  extern const Table name;                                         \
+  }                                                                \
+  WEFT_DECLARE_X86_TABLES(Table, name)                             \
+  WEFT_DECLARE_CUDA_TABLE(Table, name)                             \
+  WEFT_DECLARE_HOST_TABLE(Table, name)                             \
   [[maybe_unused]] static const Table* name##_for(Target target) { \
-    switch (target) {                                 \
-      case Target::baseline:                          \
-        return &baseline::name;                       \
-        WEFT_CASE_X86(name)                           \
-        WEFT_CASE_CUDA(name)                          \
-        WEFT_CASE_HOST(name)                          \
-      default:                                        \
-        return nullptr;                               \
-    }                                                 \
+    switch (target) {                                              \
+      case Target::baseline:                                       \
+        return &baseline::name;                                    \
+        WEFT_CASE_X86(name)                                        \
+        WEFT_CASE_CUDA(name)                                       \
+        WEFT_CASE_HOST(name)                                       \
+      default:                                                     \
+        return nullptr;                                            \
+    }                                                              \
   }

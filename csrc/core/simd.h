@@ -72,7 +72,9 @@ WEFT_INLINE Vec<float> load_vec(const bf16* address) {
 }
 WEFT_INLINE Vec<float> load_vec(const f16* address) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(address)));
+  // The unmasked intrinsic makes GCC 12 warn of an uninitialised operand.
+  return _mm512_maskz_cvtph_ps(0xFFFF,
+                               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(address)));
 #elif defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(address)));
 #else
@@ -101,7 +103,8 @@ WEFT_INLINE void store_vec(bf16* address, Vec<float> value) {
 WEFT_INLINE void store_vec(f16* address, Vec<float> value) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(address),
-                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                      _mm512_maskz_cvtps_ph(0xFFFF, value,
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(address),
                    _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

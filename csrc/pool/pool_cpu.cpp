@@ -1,63 +1,550 @@
-// Pooling on CPU.
+// Pooling on CPU: the two row passes of pool_rows.h, with maximum or sum as the reduction.
+//
+// Forward: threads own runs of output rows. Bound: bytes; a 3x3 window costs about as many vector
+// operations as the copy it is measured against has bytes to wait for.
+// Maximum, backward: a thread owns whole planes and adds each output's gradient at its place, in
+// order. One owner per plane makes that deterministic without atomics, and its cost does not depend
+// on the window; gathering per input costs size_H*size_W compares and lost for windows over 2x2.
+// Average, backward: the same two passes with input and output exchanged: outputs' rows are divided
+// and summed over the rows that cover an input row, then spread over the window's W axis.
 #include <limits>
 
 #include "core/parallel.h"
-#include "pool/pool.h"
+#include "pool/pool_rows.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-template <class T, class Place>
-void max_forward(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
-  using Acc = accumulate_t<T>;
-  parallel_for(context, p.outer * p.out[0] * p.out[1], 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t oh = row % p.out[1], od = row / p.out[1] % p.out[0];
-      const int64_t o = row / p.out[1] / p.out[0];
-      const Range kd = places_inside(p.window[0], od, p.in[0]);
-      const Range kh = places_inside(p.window[1], oh, p.in[1]);
-      for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        const Range kw = places_inside(p.window[2], ow, p.in[2]);
-        for (int64_t c = 0; c < p.inner; ++c) {
-          Acc best = -std::numeric_limits<Acc>::infinity();
-          int64_t place = (kd.begin * p.window[1].size + kh.begin) * p.window[2].size + kw.begin;
-          for (int64_t i = kd.begin; i < kd.end; ++i)
-            for (int64_t j = kh.begin; j < kh.end; ++j)
-              for (int64_t k = kw.begin; k < kw.end; ++k) {
-                const int64_t d = p.window[0].first_input(od) + i * p.window[0].dilation;
-                const int64_t h = p.window[1].first_input(oh) + j * p.window[1].dilation;
-                const int64_t w = p.window[2].first_input(ow) + k * p.window[2].dilation;
-                const Acc v =
-                    widen(x[(((o * p.in[0] + d) * p.in[1] + h) * p.in[2] + w) * p.inner + c]);
-                if (v > best || v != v) {
-                  best = v;
-                  place = (i * p.window[1].size + j) * p.window[2].size + k;
-                }
-              }
-          const int64_t out = (row * p.out[2] + ow) * p.inner + c;
-          y[out] = narrow<T>(best);
-          if (places) places[out] = static_cast<Place>(place);
-        }
-      }
+constexpr int kBlock = 4;  // vectors of accumulators that a pass keeps in registers
+
+struct Maximum {
+  template <class V>
+  static WEFT_INLINE V reduce(V best, V value) {
+    const V larger = value > best ? value : best;
+    return value == value ? larger : value;  // NaN stays
+  }
+};
+
+struct Sum {
+  template <class V>
+  static WEFT_INLINE V reduce(V sum, V value) {
+    return sum + value;
+  }
+};
+
+// Calls emit(j, reduce_k source(k)[j ...]) for each vector of [0, round_up(n, lanes)); count > 0.
+template <class Op, class A, class Source, class Emit>
+WEFT_INLINE void reduce_rows(int64_t count, int64_t n, const Source& source, const Emit& emit) {
+  constexpr int64_t kLane = kLanes<A>;
+  int64_t j = 0;
+  for (; j + kBlock * kLane <= n; j += kBlock * kLane) {
+    Vec<A> sum[kBlock];
+    const A* first = source(0) + j;
+    for (int b = 0; b < kBlock; ++b) sum[b] = load_vec(first + b * kLane);
+    for (int64_t k = 1; k < count; ++k) {
+      const A* next = source(k) + j;
+      for (int b = 0; b < kBlock; ++b) sum[b] = Op::reduce(sum[b], load_vec(next + b * kLane));
     }
+    for (int b = 0; b < kBlock; ++b) emit(j + b * kLane, sum[b]);
+  }
+  for (; j < n; j += kLane) {
+    Vec<A> sum = load_vec(source(0) + j);
+    for (int64_t k = 1; k < count; ++k) sum = Op::reduce(sum, load_vec(source(k) + j));
+    emit(j, sum);
+  }
+}
+
+template <class T, class V>
+WEFT_INLINE void store_row(T* row, int64_t j, int64_t n, V value) {
+  if (j + kLanes<T> <= n) {
+    store_vec(row + j, value);
+  } else {
+    store_part(row + j, value, static_cast<int>(n - j));
+  }
+}
+
+// Walks output rows [begin, end) of [outer, D, H]. For each one `first_pass(x_row, slot)` has run
+// on every row of its windows, then second_pass(output row index, od, oh, rows) runs.
+template <class T, class First, class Second>
+WEFT_INLINE void walk_rows(const PoolProblem& p, const T* x, int64_t begin, int64_t end,
+                           const First& first_pass, const Second& second_pass) {
+  WindowRows rows(p);
+  const int64_t row_elements = p.in[2] * p.inner;
+  Scratch<int64_t> held(WindowRows::ring_rows(p));  // which input row each slot holds
+  fill(held.data(), WindowRows::ring_rows(p), int64_t{-1});
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t oh = index % p.out[1];
+    const int64_t od = index / p.out[1] % p.out[0];
+    const int64_t outer = index / (p.out[1] * p.out[0]);
+    rows.select(p, od, oh);
+    for (int64_t k = 0; k < rows.count; ++k) {
+      const int64_t row = outer * p.in[0] * p.in[1] + rows.row[k];
+      if (held[rows.slot[k]] == row) continue;
+      first_pass(x + row * row_elements, rows.slot[k]);
+      held[rows.slot[k]] = row;
+    }
+    second_pass(index, od, oh, rows);
+  }
+}
+
+// ---- maximum ---------------------------------------------------------------------------------
+
+template <class T>
+void max_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  constexpr A kLowest = -std::numeric_limits<A>::infinity();
+  const int64_t n = p.out[2] * p.inner;
+  const int64_t pitch = round_up(n, kLanes<T>);
+  PhaseRow<T> phases(p.window[2], p.in[2], p.out[2], p.inner, kLowest);
+  Scratch<A> ring(WindowRows::ring_rows(p) * pitch);
+  walk_rows(
+      p, x, begin, end,
+      [&](const T* row, int64_t slot) {
+        phases.split(row);
+        A* out = ring.data() + slot * pitch;
+        reduce_rows<Maximum, A>(
+            p.window[2].size, n, [&](int64_t s) { return phases.place(s); },
+            [&](int64_t j, Vec<A> value) { store_vec(out + j, value); });
+      },
+      [&](int64_t index, int64_t, int64_t, const WindowRows& rows) {
+        T* out = y + index * n;
+        if (rows.count == 0) return fill(out, n, narrow<T>(kLowest));
+        reduce_rows<Maximum, A>(
+            rows.count, n, [&](int64_t k) { return ring.data() + rows.slot[k] * pitch; },
+            [&](int64_t j, Vec<A> value) { store_row(out, j, n, value); });
+      });
+}
+
+template <class Place, class I>
+WEFT_INLINE void store_places(Place* row, int64_t j, int64_t n, Vec<I> code) {
+  constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(I));
+  using Narrow = typename vector_of<Place, kCount>::type;
+  const Narrow places = __builtin_convertvector(code, Narrow);
+  const int64_t left = n - j;
+  memcpy(row + j, &places, (left < kCount ? left : kCount) * sizeof(Place));
+}
+
+// The larger of two candidates and its code; the first of equal ones, the last NaN.
+template <class V, class C>
+WEFT_INLINE void take_larger(V& best, C& code, V value, C value_code) {
+  const auto replace = (value > best) | (value != value);
+  best = replace ? value : best;
+  code = replace ? value_code : code;
+}
+
+template <class T, class Place>
+void max_values_and_places(const PoolProblem& p, const T* x, T* y, Place* places, int64_t begin,
+                           int64_t end) {
+  using A = accumulate_t<T>;
+  using I = lane_int<A>;
+  constexpr A kLowest = -std::numeric_limits<A>::infinity();
+  const int64_t n = p.out[2] * p.inner;
+  const int64_t pitch = round_up(n, kLanes<T>);
+  const int64_t size_w = p.window[2].size;
+  PhaseRow<T> phases(p.window[2], p.in[2], p.out[2], p.inner, kLowest);
+  Scratch<A> ring(WindowRows::ring_rows(p) * pitch);
+  Scratch<I> ring_codes(WindowRows::ring_rows(p) * pitch);
+  // A window without anything above -inf keeps its first place that is not padding.
+  Scratch<I> first_place(pitch);
+  fill(first_place.data(), pitch, I{0});
+  for (int64_t j = 0; j < n; ++j)
+    first_place[j] = static_cast<I>(places_inside(p.window[2], j / p.inner, p.in[2]).begin);
+
+  walk_rows(
+      p, x, begin, end,
+      [&](const T* row, int64_t slot) {
+        phases.split(row);
+        A* out = ring.data() + slot * pitch;
+        I* out_codes = ring_codes.data() + slot * pitch;
+        for (int64_t j = 0; j < n; j += kLanes<T>) {
+          Vec<A> best = broadcast<Vec<A>>(kLowest);
+          auto code = detail::load_bits<I, kLanes<T>>(first_place.data() + j);
+          for (int64_t s = 0; s < size_w; ++s)
+            take_larger(best, code, load_vec(phases.place(s) + j),
+                        broadcast<Vec<I>>(static_cast<I>(s)));
+          store_vec(out + j, best);
+          memcpy(out_codes + j, &code, sizeof(code));
+        }
+      },
+      [&](int64_t index, int64_t, int64_t, const WindowRows& rows) {
+        for (int64_t j = 0; j < n; j += kLanes<T>) {
+          Vec<A> best = broadcast<Vec<A>>(kLowest);
+          Vec<I> code = {};
+          for (int64_t k = 0; k < rows.count; ++k) {
+            const int64_t at = rows.slot[k] * pitch + j;
+            const auto value = load_vec(ring.data() + at);
+            const auto value_code = detail::load_bits<I, kLanes<T>>(ring_codes.data() + at) +
+                                    static_cast<I>(rows.place[k] * size_w);
+            if (k == 0) {
+              best = value;
+              code = value_code;
+            } else {
+              take_larger(best, code, value, value_code);
+            }
+          }
+          store_row(y + index * n, j, n, best);
+          store_places<Place, I>(places + index * n, j, n, code);
+        }
+      });
+}
+
+// Calls `body(Place{})` with the integer that holds a place.
+template <class Body>
+WEFT_INLINE void dispatch_place(const PoolProblem& p, const Body& body) {
+  if (p.place_bytes() == 1) return body(uint8_t{});
+  return body(int32_t{});
+}
+
+// Output rows below which a thread is not worth waking: about 32 thousand elements of work.
+int64_t row_grain(const PoolProblem& p) {
+  const int64_t work = (p.in[2] + p.out[2]) * p.inner * p.window[1].stride;
+  return 1 + 32768 / (work > 0 ? work : 1);
+}
+
+void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
+                 const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* input = static_cast<const T*>(x);
+    auto* output = static_cast<T*>(y);
+    const int64_t rows = p.outer * p.out[0] * p.out[1];
+    if (places == nullptr) {
+      parallel_for(context, rows, row_grain(p),
+                   [&](int64_t begin, int64_t end) { max_values(p, input, output, begin, end); });
+      return;
+    }
+    dispatch_place(p, [&](auto place) {
+      using Place = decltype(place);
+      parallel_for(context, rows, row_grain(p), [&](int64_t begin, int64_t end) {
+        max_values_and_places(p, input, output, static_cast<Place*>(places), begin, end);
+      });
+    });
   });
 }
 
-void launch_max_forward(const PoolProblem& p, const void* x, void* y, void* places,
-                        const Context& context) {
+// The input position of a window's place, relative to the window's first position, for places in
+// order; and whether it can lie outside the map.
+class PlaceTable {
+ public:
+  explicit PlaceTable(const PoolProblem& p) : offset_(p.window_elements()) {
+    int64_t place = 0;
+    for (int64_t i = 0; i < p.window[0].size; ++i)
+      for (int64_t j = 0; j < p.window[1].size; ++j)
+        for (int64_t k = 0; k < p.window[2].size; ++k)
+          offset_[place++] =
+              (i * p.window[0].dilation * p.in[1] + j * p.window[1].dilation) * p.in[2] +
+              k * p.window[2].dilation;
+  }
+  int64_t offset(int64_t place) const { return offset_[place]; }
+
+ private:
+  Scratch<int64_t> offset_;
+};
+
+// The flat position of the first place of a window; negative where that is padding.
+WEFT_INLINE int64_t window_origin(const PoolProblem& p, int64_t od, int64_t oh, int64_t ow) {
+  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2] +
+         p.window[2].first_input(ow);
+}
+
+// True if some window meets no input at all, which only dilation can cause; its place is void.
+bool has_void_windows(const PoolProblem& p) {
+  for (int axis = 0; axis < 3; ++axis)
+    for (int64_t o = 0; o < p.out[axis]; ++o) {
+      const Range inside = places_inside(p.window[axis], o, p.in[axis]);
+      if (inside.begin >= inside.end) return true;
+    }
+  return false;
+}
+
+bool is_void(const PoolProblem& p, const int64_t (&at)[3]) {
+  for (int axis = 0; axis < 3; ++axis) {
+    const Range inside = places_inside(p.window[axis], at[axis], p.in[axis]);
+    if (inside.begin >= inside.end) return true;
+  }
+  return false;
+}
+
+// Calls body(output element, input element) for the outputs of plane `outer` and channels
+// [c_begin, c_end), in order; elements are indices into y and x, the latter -1 for void windows.
+template <class Place, class Body>
+WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, bool voids,
+                                const Place* places, int64_t outer, int64_t c_begin, int64_t c_end,
+                                const Body& body) {
+  const int64_t plane = outer * p.in_positions();
+  int64_t position = outer * p.out_positions();
+  for (int64_t od = 0; od < p.out[0]; ++od)
+    for (int64_t oh = 0; oh < p.out[1]; ++oh)
+      for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
+        if (voids && is_void(p, {od, oh, ow})) {
+          for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1});
+          continue;
+        }
+        const int64_t origin = plane + window_origin(p, od, oh, ow);
+        for (int64_t c = c_begin; c < c_end; ++c) {
+          const int64_t output = position * p.inner + c;
+          body(output, (origin + table.offset(places[output])) * p.inner + c);
+        }
+      }
+}
+
+// Splits [outer, channels] into pieces that one thread owns: body(outer, c_begin, c_end).
+template <class Body>
+WEFT_INLINE void parallel_planes(const PoolProblem& p, const Context& context, const Body& body) {
+  constexpr int64_t kChannels = 64;
+  const int64_t chunks = ceil_div(p.inner, kChannels);
+  const int64_t work = (p.in_positions() + p.out_positions()) * p.inner / chunks;
+  parallel_for(context, p.outer * chunks, 1 + 32768 / (work > 0 ? work : 1),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t c = item % chunks * kChannels;
+                   body(item / chunks, c, c + kChannels < p.inner ? c + kChannels : p.inner);
+                 }
+               });
+}
+
+void max_backward(const PoolProblem& p, const void* gy, const void* places, void* gx,
+                  const Context& context) {
+  const PlaceTable table(p);
+  const bool voids = has_void_windows(p);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (p.place_bytes() == 1)
-      max_forward(p, static_cast<const T*>(x), static_cast<T*>(y), static_cast<uint8_t*>(places),
-                  context);
-    else
-      max_forward(p, static_cast<const T*>(x), static_cast<T*>(y), static_cast<uint32_t*>(places),
-                  context);
+    using A = accumulate_t<T>;
+    const auto* grad = static_cast<const T*>(gy);
+    auto* out = static_cast<T*>(gx);
+    dispatch_place(p, [&](auto place) {
+      const auto* kept = static_cast<const decltype(place)*>(places);
+      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+        const int64_t positions = p.in_positions();
+        const int64_t width = c_end - c_begin;
+        T* plane = out + outer * positions * p.inner;
+        if constexpr (std::is_same_v<T, A>) {
+          for (int64_t i = 0; i < positions; ++i) fill(plane + i * p.inner + c_begin, width, T{0});
+          for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                         [&](int64_t output, int64_t input) {
+                           if (!voids || input >= 0) out[input] += grad[output];
+                         });
+        } else {  // halves add up in float
+          Scratch<A> sum(positions * width);
+          fill(sum.data(), positions * width, A{0});
+          const int64_t base = outer * positions;
+          for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                         [&](int64_t output, int64_t input) {
+                           if (voids && input < 0) return;
+                           const int64_t at = (input / p.inner - base) * width;
+                           sum[at + input % p.inner - c_begin] += widen(grad[output]);
+                         });
+          for (int64_t i = 0; i < positions; ++i)
+            for (int64_t c = 0; c < width; ++c)
+              plane[i * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
+        }
+      });
+    });
+  });
+}
+
+void max_pick(const PoolProblem& p, const void* x, const void* places, void* y,
+              const Context& context) {
+  const PlaceTable table(p);
+  const bool voids = has_void_windows(p);
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* input_values = static_cast<const T*>(x);
+    auto* out = static_cast<T*>(y);
+    dispatch_place(p, [&](auto place) {
+      const auto* kept = static_cast<const decltype(place)*>(places);
+      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+        for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                       [&](int64_t output, int64_t input) {
+                         out[output] = input < 0 ? T{} : input_values[input];
+                       });
+      });
+    });
+  });
+}
+
+void max_indices(const PoolProblem& p, const void* places, int64_t* indices,
+                 const Context& context) {
+  const PlaceTable table(p);
+  const bool voids = has_void_windows(p);
+  dispatch_place(p, [&](auto place) {
+    const auto* kept = static_cast<const decltype(place)*>(places);
+    parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+      const int64_t base = outer * p.in_positions();
+      for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                     [&](int64_t output, int64_t input) {
+                       indices[output] = input < 0 ? 0 : input / p.inner - base;
+                     });
+    });
+  });
+}
+
+// ---- average ---------------------------------------------------------------------------------
+
+// The divisors of one output row, recomputed only where the row's own count changes.
+template <class A>
+class Divisors {
+ public:
+  Divisors(const PoolProblem& p, int64_t pitch) : p_(p), values_(pitch) {
+    fill(values_.data(), pitch, A{1});
+  }
+  const A* row(int64_t od, int64_t oh) {
+    const int64_t middle = pool_divisor(p_, od, oh, p_.out[2] / 2);
+    if (middle != middle_) {
+      middle_ = middle;
+      for (int64_t w = 0, j = 0; w < p_.out[2]; ++w) {
+        const A divisor = static_cast<A>(pool_divisor(p_, od, oh, w));
+        for (int64_t c = 0; c < p_.inner; ++c) values_[j++] = divisor;
+      }
+    }
+    return values_.data();
+  }
+
+ private:
+  const PoolProblem& p_;
+  Scratch<A> values_;
+  int64_t middle_ = 0;
+};
+
+template <class T>
+void avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const int64_t n = p.out[2] * p.inner;
+  const int64_t pitch = round_up(n, kLanes<T>);
+  PhaseRow<T> phases(p.window[2], p.in[2], p.out[2], p.inner, A{0});
+  Scratch<A> ring(WindowRows::ring_rows(p) * pitch);
+  Divisors<A> divisors(p, pitch);
+  walk_rows(
+      p, x, begin, end,
+      [&](const T* row, int64_t slot) {
+        phases.split(row);
+        A* out = ring.data() + slot * pitch;
+        reduce_rows<Sum, A>(
+            p.window[2].size, n, [&](int64_t s) { return phases.place(s); },
+            [&](int64_t j, Vec<A> value) { store_vec(out + j, value); });
+      },
+      [&](int64_t index, int64_t od, int64_t oh, const WindowRows& rows) {
+        const A* divisor = divisors.row(od, oh);
+        reduce_rows<Sum, A>(
+            rows.count, n, [&](int64_t k) { return ring.data() + rows.slot[k] * pitch; },
+            [&](int64_t j, Vec<A> value) {
+              store_row(y + index * n, j, n, value / load_vec(divisor + j));
+            });
+      });
+}
+
+void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    parallel_for(context, p.outer * p.out[0] * p.out[1], row_grain(p),
+                 [&](int64_t begin, int64_t end) {
+                   avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
+                 });
+  });
+}
+
+// out[w] = phase (w + padding) % stride at (w + padding) / stride.
+template <class T, class A>
+void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t inner,
+                  int64_t positions, T* out) {
+  const int64_t stride = window.stride;
+  int64_t w = 0;
+  if (stride == 1) {
+    const A* row = phases + window.padding * inner;
+    for (int64_t j = 0; j < positions * inner; j += kLanes<T>)
+      store_row(out, j, positions * inner, load_vec(row + j));
+    return;
+  }
+  if (stride == 2 && inner == 1) {
+    if (window.padding % 2 == 1 && positions > 0) {
+      out[w++] = narrow<T>(phases[pitch + window.padding / 2]);
+    }
+    for (int64_t i = (w + window.padding) / 2; w + 2 * kLanes<T> <= positions;
+         w += 2 * kLanes<T>, i += kLanes<T>) {
+      Vec<A> low, high;
+      interleave(load_vec(phases + i), load_vec(phases + pitch + i), low, high);
+      store_vec(out + w, low);
+      store_vec(out + w + kLanes<T>, high);
+    }
+  }
+  for (; w < positions; ++w) {
+    const int64_t t = w + window.padding;
+    const A* from = phases + t % stride * pitch + t / stride * inner;
+    for (int64_t j = 0; j < inner; j += kLanes<T>) {
+      if (inner < kLanes<T>) {
+        for (int64_t c = 0; c < inner; ++c) out[w * inner + c] = narrow<T>(from[c]);
+      } else {
+        store_row(out + w * inner, j, inner, load_vec(from + j));
+      }
+    }
+  }
+}
+
+// Input rows [begin, end) of [outer, D, H]. The gradient of padded position t = w + padding is the
+// sum over the window places s of phase t % stride of the row-summed gradient at
+// t / stride - s / stride, so each phase of gx is again a sum of unit-stride rows.
+template <class T>
+void avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  const Window& window = p.window[2];
+  const int64_t inner = p.inner;
+  const int64_t n = p.out[2] * inner;
+  const int64_t pitch = round_up(n, kLanes<T>);
+  const int64_t margin = (window.size - 1) / window.stride;  // places before output 0
+  const int64_t phase_positions = ceil_div(p.in[2] + window.padding, window.stride);
+  const int64_t phase_pitch = round_up(phase_positions * inner, kLanes<T>) + kLanes<T>;
+  const int64_t sum_elements = (margin + phase_positions + p.out[2]) * inner + 2 * kLanes<T>;
+  Scratch<A> summed(sum_elements);  // over the covering output rows, zeros around it
+  fill(summed.data(), sum_elements, A{0});
+  A* sum = summed.data() + margin * inner;
+  Scratch<A> phases(phase_pitch * window.stride);
+  Divisors<A> divisors(p, pitch);
+
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t h = index % p.in[1];
+    const int64_t d = index / p.in[1] % p.in[0];
+    const int64_t outer = index / (p.in[1] * p.in[0]);
+    const Range ds = outputs_covering(p.window[0], d, p.out[0]);
+    const Range hs = outputs_covering(p.window[1], h, p.out[1]);
+    fill(sum, n, A{0});
+    for (int64_t od = ds.begin; od < ds.end; ++od)
+      for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
+        const T* row = gy + ((outer * p.out[0] + od) * p.out[1] + oh) * n;
+        const A* divisor = divisors.row(od, oh);
+        int64_t j = 0;
+        for (; j + kLanes<T> <= n; j += kLanes<T>)
+          store_vec(sum + j, load_vec(sum + j) + load_vec(row + j) / load_vec(divisor + j));
+        for (; j < n; ++j) sum[j] += widen(row[j]) / divisor[j];
+      }
+    T* out = gx + index * p.in[2] * inner;
+    for (int64_t q = 0; q < window.stride; ++q) {
+      A* phase = phases.data() + q * phase_pitch;
+      const int64_t places = q < window.size ? (window.size - 1 - q) / window.stride + 1 : 0;
+      if (places == 0) {
+        fill(phase, phase_positions * inner, A{0});
+        continue;
+      }
+      reduce_rows<Sum, A>(
+          places, phase_positions * inner, [&](int64_t k) { return sum - k * inner; },
+          [&](int64_t j, Vec<A> value) { store_vec(phase + j, value); });
+    }
+    merge_phases(phases.data(), phase_pitch, window, inner, p.in[2], out);
+  }
+}
+
+void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
+                 [&](int64_t begin, int64_t end) {
+                   avg_gradients(p, static_cast<const T*>(gy), static_cast<T*>(gx), begin, end);
+                 });
   });
 }
 
 }  // namespace
 
-const PoolKernels pool_kernels = {launch_max_forward, nullptr, nullptr, nullptr, nullptr, nullptr};
+const PoolKernels pool_kernels = {max_forward, max_backward, max_pick,
+                                  max_indices, avg_forward,  avg_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -18,8 +18,8 @@ using at::Tensor;
 // means the kernel size.
 int64_t axis_value(IntArrayRef values, int axis, int rank, const char* op, const char* argument) {
   const auto count = static_cast<int>(values.size());
-  TORCH_CHECK(count == 1 || count == rank, op, ": ", argument, " must either be a single int, or a tuple of ",
-              rank, " ints; got ", count);
+  TORCH_CHECK(count == 1 || count == rank, op, ": ", argument,
+              " must either be a single int, or a tuple of ", rank, " ints; got ", count);
   return count == 1 ? values[0] : values[axis];
 }
 
@@ -50,10 +50,11 @@ PoolProblem problem_for(IntArrayRef sizes, const PoolArguments& a, int rank, con
     w.stride = a.stride.empty() ? w.size : axis_value(a.stride, i, rank, op, "stride");
     w.padding = axis_value(a.padding, i, rank, op, "padding");
     w.dilation = axis_value(a.dilation, i, rank, op, "dilation");
-    TORCH_CHECK(w.size > 0, op, ": kernel size should be greater than zero, but got ", a.kernel_size);
+    TORCH_CHECK(w.size > 0, op, ": kernel size should be greater than zero, but got ",
+                a.kernel_size);
     TORCH_CHECK(w.stride > 0, op, ": stride should be greater than zero, but got ", a.stride);
-    TORCH_CHECK(w.dilation > 0, op, ": dilation should be greater than zero, but got dilation: ",
-                a.dilation);
+    TORCH_CHECK(w.dilation > 0, op,
+                ": dilation should be greater than zero, but got dilation: ", a.dilation);
     TORCH_CHECK(w.padding >= 0, op, ": pad must be non-negative, but got pad: ", w.padding);
     TORCH_CHECK(w.padding <= w.size / 2, op,
                 ": pad should be at most half of effective kernel size, but got pad=", w.padding,
@@ -113,8 +114,8 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size
                                     bool ceil_mode, bool keep_places) {
   const char* op = "max_pool";
   const int rank = rank_of(kernel_size, op);
-  PoolProblem p = problem_for(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
-                              rank, op);
+  PoolProblem p =
+      problem_for(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode}, rank, op);
   p.dtype = dtype_of(input, op, "input");
   const auto& kernels = kernels_for(input, pool_kernels_for);
   const c10::DeviceGuard guard(input.device());
@@ -147,9 +148,9 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef i
                          IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, bool ceil_mode) {
   const char* op = "max_pool_backward";
-  PoolProblem p = problem_of_places(places, input_size,
-                                    {kernel_size, stride, padding, dilation, ceil_mode},
-                                    rank_of(kernel_size, op), op);
+  PoolProblem p =
+      problem_of_places(places, input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                        rank_of(kernel_size, op), op);
   TORCH_CHECK(grad.sizes() == places.sizes(), op, ": grad must have the output's size ",
               places.sizes(), ", got ", grad.sizes());
   p.dtype = dtype_of(grad, op, "grad");
@@ -169,9 +170,9 @@ Tensor max_pool_pick(const Tensor& input, const Tensor& places, IntArrayRef kern
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                      bool ceil_mode) {
   const char* op = "max_pool_pick";
-  PoolProblem p = problem_of_places(places, input.sizes(),
-                                    {kernel_size, stride, padding, dilation, ceil_mode},
-                                    rank_of(kernel_size, op), op);
+  PoolProblem p =
+      problem_of_places(places, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
+                        rank_of(kernel_size, op), op);
   p.dtype = dtype_of(input, op, "input");
   const auto& kernels = kernels_for(input, pool_kernels_for);
   const c10::DeviceGuard guard(input.device());
@@ -189,9 +190,9 @@ Tensor max_pool_indices(const Tensor& places, IntArrayRef input_size, IntArrayRe
                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                         bool ceil_mode) {
   const char* op = "max_pool_indices";
-  const PoolProblem p = problem_of_places(places, input_size,
-                                          {kernel_size, stride, padding, dilation, ceil_mode},
-                                          rank_of(kernel_size, op), op);
+  const PoolProblem p =
+      problem_of_places(places, input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                        rank_of(kernel_size, op), op);
   const auto& kernels = kernels_for(places, pool_kernels_for);
   const c10::DeviceGuard guard(places.device());
   const auto format = layout_of(places);
@@ -209,8 +210,8 @@ PoolProblem avg_problem(IntArrayRef input_size, IntArrayRef kernel_size, IntArra
                         IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                         std::optional<int64_t> divisor_override, int rank, const char* op) {
   static constexpr int64_t kNoDilation[] = {1};
-  PoolProblem p = problem_for(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode},
-                              rank, op);
+  PoolProblem p =
+      problem_for(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, rank, op);
   TORCH_CHECK(divisor_override.value_or(1) != 0, op, ": divisor must be not zero");
   p.divisor = divisor_override.value_or(0);
   p.count_include_pad = count_include_pad;

@@ -1,8 +1,8 @@
 """weft: hand-written C++/CUDA kernels for convolution, pooling and recurrent cells in PyTorch.
 
-    import weft
-    model = weft.convert(model)      # exchange torch's layers for weft's, in place
-    from weft import nn              # or build with weft's layers
+import weft
+model = weft.convert(model)      # exchange torch's layers for weft's, in place
+from weft import nn              # or build with weft's layers
 """
 
 import torch

@@ -54,11 +54,37 @@ class Function:
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if _inside_transform():
             return cls._functorch.apply(*args)
         return cls._eager.apply(*args)
 
 
+def _inside_transform() -> bool:
+    """True inside a `torch.func` transform, where `requires_grad` does not tell the whole story."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
-    """True if autograd will ask for a gradient of one of `tensors`."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """True if autograd may ask for a gradient of one of `tensors`."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors) or _inside_transform()
+
+
+def autocast_arguments(*tensors: Any) -> Any:
+    """`tensors` as an op of autocast's lower-precision list gets them.
+
+    Where autocast is on for the first one's device, floating tensors (None stays None, float64 stays
+    float64) are cast to its dtype; elsewhere they come back as they are.
+    """
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(dtype)
+
+    return tuple(map(cast, tensors))

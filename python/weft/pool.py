@@ -73,9 +73,7 @@ def _empty(like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) 
     layout = torch.contiguous_format
     if like.dim() in (4, 5):
         layout = torch._prims_common.suggest_memory_format(like)
-    return torch.empty(
-        size, dtype=dtype or like.dtype, device=like.device, memory_format=layout
-    )
+    return torch.empty(size, dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
 def _place_dtype(kernel_size: Sequence[int]) -> torch.dtype:

@@ -1,20 +1,28 @@
-"""Instruments for tests: CUDA kernels executed on the CPU, and the choice of CPU kernels."""
+"""Instruments for tests and for `python -m weft check`.
+
+How weft's numbers are judged, CUDA kernels executed on the CPU, and the choice of CPU kernels.
+Errors are measured against float64 and judged against PyTorch's own error on the same input, so
+nothing here holds a tolerance of its own.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from weft import _C
 
 if hasattr(torch.ops.weft, "device_selftest"):
 
     @torch.library.register_fake("weft::device_selftest")
-    def _(input: torch.Tensor, word: str) -> torch.Tensor:
+    def _(input: Tensor, word: str) -> Tensor:
         return torch.empty_like(input)
 
 
@@ -90,3 +98,150 @@ def cpu_target(name: str) -> Iterator[None]:
         yield
     finally:
         _C.set_cpu_target(before)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """`value` with every floating tensor in it as a detached leaf of `dtype`."""
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf.detach().to(dtype, copy=True).requires_grad_(leaf.requires_grad)
+
+    return tree_map(convert, value)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return tensor.double().where(tensor.isfinite(), 0)
+
+
+def assert_as_accurate(
+    actual: Tensor, native: Tensor, exact: Tensor, native_error: float | None = None
+) -> None:
+    """|actual − exact| ≤ max(1.5 · PyTorch's largest error, 1 ulp); non-finite places equal.
+
+    Where `exact` is PyTorch's own float64 result, its error must be given.
+    """
+    if (actual.shape, actual.dtype) != (native.shape, native.dtype):
+        raise AssertionError(
+            f"is {actual.dtype} {list(actual.shape)}, "
+            f"PyTorch's is {native.dtype} {list(native.shape)}"
+        )
+    if actual.numel() == 0:
+        return
+    torch.testing.assert_close(
+        actual.where(~native.isfinite(), 0),
+        native.where(~native.isfinite(), 0),
+        rtol=0,
+        atol=0,
+        equal_nan=True,
+    )
+    both = native.isfinite() & exact.isfinite()
+    error = _finite(actual.double() - exact).where(both, 0).abs()
+    if native_error is None:
+        bound = 1.5 * _finite(native.double() - exact).where(both, 0).abs().max()
+    else:
+        bound = torch.tensor(2.5 * native_error, dtype=torch.float64, device=exact.device)
+    finfo = torch.finfo(actual.dtype)
+    bounds = torch.maximum(bound, finfo.eps * _finite(exact).abs() + finfo.tiny)
+    if not (error <= bounds).all():
+        worst = (error - bounds).argmax()
+        raise AssertionError(
+            f"error {error.flatten()[worst]:.3e} exceeds {bounds.flatten()[worst]:.3e}"
+        )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    flat = tree_leaves(value)
+    return [t for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _values_and_gradients(
+    function: Callable[..., Any], args: tuple, kwargs: dict, seeds: list[Tensor] | None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    outputs = _tensors(function(*args, **kwargs))
+    inputs = [t for t in _tensors((args, kwargs)) if t.requires_grad]
+    if seeds is None or not inputs or not any(t.requires_grad for t in outputs):
+        return outputs, []
+    pairs = [(t, s.to(t.dtype)) for t, s in zip(outputs, seeds, strict=True) if t.requires_grad]
+    grads = torch.autograd.grad(
+        [t for t, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True
+    )
+    return outputs, list(grads)
+
+
+def _native_double_errors(
+    native: Callable[..., Any], args: tuple, kwargs: dict, seeds: list[Tensor]
+) -> list[float | None]:
+    """PyTorch's error in float64, per output and gradient.
+
+    It is its error in float32, scaled by the ratio of the two epsilons: the largest of four draws
+    of values near the given ones, since a small tensor may round luckily.
+    """
+    scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    draws = []
+    single_seeds = [s.float() for s in seeds]
+    for _ in range(4):
+        near = tree_map(
+            lambda t: (
+                (t * (1 + torch.rand_like(t) / 4)).detach().requires_grad_(t.requires_grad)
+                if isinstance(t, Tensor) and t.is_floating_point()
+                else t
+            ),
+            (args, kwargs),
+        )
+        single_args, single_kwargs = cast(near, torch.float32)
+        single = _values_and_gradients(native, single_args, single_kwargs, single_seeds)
+        exact_args, exact_kwargs = cast((single_args, single_kwargs), torch.float64)
+        exact = _values_and_gradients(native, exact_args, exact_kwargs, single_seeds)
+        draws.append(
+            [
+                None
+                if a is None or b is None or a.numel() == 0
+                else float(_finite(a.detach().double() - b.detach()).abs().max()) * scale
+                for a, b in zip(single[0] + single[1], exact[0] + exact[1], strict=True)
+            ]
+        )
+    return [None if e[0] is None else max(e) for e in zip(*draws, strict=True)]
+
+
+def check_against_native(
+    weft: Callable[..., Any], native: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    """Values, and gradients of every floating tensor that requires one, of weft(*args, **kwargs).
+
+    For float64 there is no exact reference but PyTorch itself, see `_native_double_errors`.
+    """
+    double = torch.float64
+    outputs = _tensors(weft(*args, **kwargs))
+    seeds = [torch.randn_like(t) for t in outputs]
+    actual = _values_and_gradients(weft, args, kwargs, seeds)
+    expected = _values_and_gradients(native, args, kwargs, seeds)
+    exact_args, exact_kwargs = cast((args, kwargs), double)
+    exact = _values_and_gradients(native, exact_args, exact_kwargs, seeds)
+    errors: list[float | None] = [None] * (len(exact[0]) + len(exact[1]))
+    if any(t.dtype == double for t in outputs):
+        errors = _native_double_errors(native, args, kwargs, seeds)
+    for a, n, e, error in zip(
+        actual[0] + actual[1], expected[0] + expected[1], exact[0] + exact[1], errors, strict=True
+    ):
+        if (a is None) != (n is None):
+            raise AssertionError("a gradient is there for one of weft and PyTorch alone")
+        if a is not None and n is not None and e is not None:
+            assert_as_accurate(a, n, e, error)
+
+
+def check_deterministic(function: Callable[[], Any], threads: Sequence[int] = (1, 2, 3)) -> None:
+    """Equal bits from two runs, and from other numbers of threads."""
+    before = torch.get_num_threads()
+    first = _tensors(function())
+    try:
+        for count in (before, *threads):
+            torch.set_num_threads(count)
+            for a, b in zip(first, _tensors(function()), strict=True):
+                if not torch.equal(
+                    a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+                ):
+                    raise AssertionError(f"other bits in a second run, with {count} threads")
+    finally:
+        torch.set_num_threads(before)

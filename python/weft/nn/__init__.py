@@ -4,6 +4,8 @@ Each class subclasses torch's own of the same name and overrides `forward` alone
 `state_dict`, hooks and `isinstance` are torch's.
 """
 
+from weft.nn.conv import Conv2d
 from weft.nn.pool import AvgPool2d, MaxPool2d
+from weft.nn.rnn import GRUCell, LSTMCell
 
-__all__ = ["AvgPool2d", "MaxPool2d"]
+__all__ = ["AvgPool2d", "Conv2d", "GRUCell", "LSTMCell", "MaxPool2d"]

@@ -1,0 +1,65 @@
+// Convolution as plain data.
+//
+// Cross-correlation, y[n,k,o] = bias[k] + Σ_{c,r} x[n, c, o·stride − padding + r·dilation]
+// w[k,c,r], with positions o and window places r of three axes; 1-d and 2-d problems have unit axes
+// in front. `padding` in a window is the leading one only: how far a window runs past the end
+// follows from the output's extent, so that padding may be asymmetric and a transposed convolution
+// is a dgrad.
+//
+// Extents and layouts, contiguous | channels-last (G groups, C and K channels of one group):
+//   x, gx [N, G·C, D, H, W]   | [N, D, H, W, G·C]
+//   w, gw [G·K, C, T, R, S]   | [G·K, T, R, S, C]
+//   y, gy [N, G·K, D, H, W]   | [N, D, H, W, G·K]
+//   bias, gb [G·K]
+#pragma once
+
+#include <cstdint>
+
+#include "core/context.h"
+#include "core/dtype.h"
+#include "core/window.h"
+
+namespace weft {
+
+struct ConvProblem {
+  DType dtype = DType::f32;
+  bool channels_last = false;
+  int64_t n = 1;
+  int64_t groups = 1;
+  int64_t c = 1;               // input channels of one group
+  int64_t k = 1;               // output channels of one group
+  int64_t in[3] = {1, 1, 1};   // D, H, W of the input
+  int64_t out[3] = {1, 1, 1};  // of the output
+  Window window[3];
+
+  WEFT_HD constexpr int64_t in_positions() const { return in[0] * in[1] * in[2]; }
+  WEFT_HD constexpr int64_t out_positions() const { return out[0] * out[1] * out[2]; }
+  WEFT_HD constexpr int64_t window_elements() const {
+    return window[0].size * window[1].size * window[2].size;
+  }
+  WEFT_HD constexpr int64_t in_channels() const { return groups * c; }
+  WEFT_HD constexpr int64_t out_channels() const { return groups * k; }
+  WEFT_HD constexpr int64_t in_elements() const { return n * in_channels() * in_positions(); }
+  WEFT_HD constexpr int64_t out_elements() const { return n * out_channels() * out_positions(); }
+  WEFT_HD constexpr int64_t weight_elements() const {
+    return out_channels() * c * window_elements();
+  }
+};
+
+// Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation:
+// each is linear in both its arguments, and the derivative by either is another of the three.
+struct ConvKernels {
+  // y = x ⋆ w + bias; bias may be null.
+  void (*fprop)(const ConvProblem&, const void* x, const void* w, const void* bias, void* y,
+                const Context&);
+  // gx = for each input the sum of gy · w over the windows that hold it.
+  void (*dgrad)(const ConvProblem&, const void* gy, const void* w, void* gx, const Context&);
+  // gw = for each weight the sum of x · gy over images and positions.
+  void (*wgrad)(const ConvProblem&, const void* x, const void* gy, void* gw, const Context&);
+  // gb = sum of gy over images and positions.
+  void (*bias_grad)(const ConvProblem&, const void* gy, void* gb, const Context&);
+};
+
+WEFT_DECLARE_KERNEL_TABLES(ConvKernels, conv_kernels)
+
+}  // namespace weft

@@ -1,0 +1,53 @@
+// Convolution on CPU: contiguous tensors row by row (conv_rows.h), channels-last ones pixel by
+// pixel (conv_pixels.h).
+#include "conv/conv.h"
+#include "conv/conv_pixels.h"
+#include "conv/conv_rows.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+template <class T>
+void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
+            void* dst, const Context& context) {
+  const auto run = p.channels_last ? gather_pixels<T> : gather_rows<T>;
+  run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
+      static_cast<T*>(dst), context);
+}
+
+void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+                  const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    gather<typename decltype(tag)::type>(p, fprop_gather(p), x, w, bias, y, context);
+  });
+}
+
+void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, void* gx,
+                  const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, nullptr, gx, context);
+  });
+}
+
+void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
+                  const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto run = p.channels_last ? wgrad_pixels<T> : wgrad_rows<T>;
+    run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
+  });
+}
+
+void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto run = p.channels_last ? bias_grad_pixels<T> : bias_grad_rows<T>;
+    run(p, static_cast<const T*>(gy), static_cast<T*>(gb), context);
+  });
+}
+
+}  // namespace
+
+const ConvKernels conv_kernels = {launch_fprop, launch_dgrad, launch_wgrad, launch_bias_grad};
+
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,81 @@
+// What the CPU kernels of both layouts share: fprop and dgrad as one gather.
+//
+// Both are dst[j, at] = Σ_{i, place} src[i, source_of(at, place)] · w[i, j, place]: fprop reads the
+// input for each output, dgrad reads the output's gradient for each input. They differ in which
+// channels are which and in the arithmetic of positions alone.
+#pragma once
+
+#include "conv/conv.h"
+#include "core/simd.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+struct Gather {
+  bool transposed;       // dgrad
+  int64_t src_channels;  // of one group
+  int64_t dst_channels;
+  const int64_t (&src)[3];
+  const int64_t (&dst)[3];
+
+  int64_t src_positions() const { return src[0] * src[1] * src[2]; }
+  int64_t dst_positions() const { return dst[0] * dst[1] * dst[2]; }
+};
+
+inline Gather fprop_gather(const ConvProblem& p) { return {false, p.c, p.k, p.in, p.out}; }
+inline Gather dgrad_gather(const ConvProblem& p) { return {true, p.k, p.c, p.out, p.in}; }
+
+WEFT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+WEFT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+WEFT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// The source position that destination position `at` reads at window place `place`, or -1.
+WEFT_INLINE int64_t source_of(const Window& window, int64_t at, int64_t place, int64_t extent,
+                              bool transposed) {
+  int64_t source;
+  if (transposed) {
+    const int64_t padded = at + window.padding - place * window.dilation;
+    if (padded < 0 || padded % window.stride != 0) return -1;
+    source = padded / window.stride;
+  } else {
+    source = window.first_input(at) + place * window.dilation;
+  }
+  return source >= 0 && source < extent ? source : -1;
+}
+
+// The source positions that destinations [begin, end) may read.
+inline Range sources_of(const Window& window, int64_t begin, int64_t end, int64_t extent,
+                        bool transposed) {
+  int64_t first, last;
+  if (transposed) {
+    const int64_t low = begin + window.padding - window.span() + 1;
+    first = low > 0 ? ceil_div(low, window.stride) : 0;
+    last = (end - 1 + window.padding) / window.stride;
+  } else {
+    first = most(window.first_input(begin), 0);
+    last = window.first_input(end - 1) + window.span() - 1;
+  }
+  last = least(last + 1, extent);
+  return first < last ? Range{first, last} : Range{0, 0};
+}
+
+// Splits `count` images into a number of chunks that depends on the problem alone, at least about
+// `kTasks` tasks in all: what is summed over images is summed chunk by chunk, so its bits do not
+// depend on how many threads there are.
+inline int64_t image_chunks(int64_t images, int64_t tasks_per_chunk) {
+  constexpr int64_t kTasks = 16;
+  return most(1, least(images, ceil_div(kTasks, most(tasks_per_chunk, 1))));
+}
+
+template <class Acc>
+WEFT_INLINE Acc sum_of_lanes(Vec<Acc> value) {
+  constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(Acc));
+  Acc lanes[kCount];
+  store_vec(lanes, value);
+  for (int half = kCount / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

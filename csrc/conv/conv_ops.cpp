@@ -1,0 +1,268 @@
+// Convolution ops: check the arguments, complete them into a ConvProblem, allocate, run the kernel.
+#include <c10/core/DeviceGuard.h>
+
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "conv/conv.h"
+#include "ops_common.h"
+
+namespace weft {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+struct ConvArguments {
+  IntArrayRef stride;
+  IntArrayRef padding;  // one int per axis; or all leading ones, then all trailing ones
+  IntArrayRef dilation;
+  int64_t groups;
+};
+
+// The spatial rank is the number of strides: 1, 2 or 3.
+int rank_of(IntArrayRef stride) {
+  const auto rank = static_cast<int>(stride.size());
+  TORCH_CHECK(rank >= 1 && rank <= 3, "conv: stride must have 1, 2 or 3 ints, got ", rank);
+  return rank;
+}
+
+const char* name_of(int rank) {
+  constexpr const char* kNames[] = {"conv1d", "conv2d", "conv3d"};
+  return kNames[rank - 1];
+}
+
+void check_windows(const ConvArguments& a, int rank) {
+  const char* op = name_of(rank);
+  const auto count = static_cast<size_t>(rank);
+  TORCH_CHECK(a.padding.size() == count || a.padding.size() == 2 * count, op,
+              ": expected padding to be a single integer value or a list of ", rank,
+              " values to match the convolution dimensions, but got padding=", a.padding);
+  TORCH_CHECK(a.dilation.size() == count, op,
+              ": expected dilation to be a single integer value or a list of ", rank,
+              " values to match the convolution dimensions, but got dilation=", a.dilation);
+  constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
+  for (int64_t stride : a.stride)
+    TORCH_CHECK(stride > 0, op,
+                ": non-positive stride is not supported, but got stride=", a.stride);
+  for (int64_t padding : a.padding)
+    TORCH_CHECK(padding >= 0, op,
+                ": negative padding is not supported, but got padding=", a.padding);
+  for (int64_t dilation : a.dilation)
+    TORCH_CHECK(dilation > 0, op,
+                ": non-positive dilation is not supported: dilation should be greater than zero, "
+                "but got dilation=",
+                a.dilation);
+  for (IntArrayRef values : {a.stride, a.padding, a.dilation})
+    for (int64_t value : values)
+      TORCH_CHECK(value <= kLimit, op,
+                  ": integer out of range: stride, padding and dilation must "
+                  "be less than 2^31, but got ",
+                  values);
+  TORCH_CHECK(a.groups > 0, op,
+              ": non-positive groups is not supported, but got groups=", a.groups);
+}
+
+// "(5 x 7)"
+std::string extents_text(const int64_t (&extents)[3], int rank) {
+  std::string text = "(";
+  for (int axis = 3 - rank; axis < 3; ++axis)
+    text += (axis > 3 - rank ? " x " : "") + std::to_string(extents[axis]);
+  return text + ")";
+}
+
+// Fills everything but dtype and layout. Sizes are [N, G·C, ...] and [G·K, C, ...].
+ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArguments& a) {
+  const int rank = rank_of(a.stride);
+  const char* op = name_of(rank);
+  check_windows(a, rank);
+  const auto dims = static_cast<size_t>(rank + 2);
+  TORCH_CHECK(weight.size() == dims, op, ": expected weight to be ", dims,
+              "-dimensional, but got weight of size ", weight);
+  TORCH_CHECK(input.size() == dims, op, ": expected input to be ", dims,
+              "-dimensional for a weight of size ", weight, ", but got input of size ", input);
+  TORCH_CHECK(weight[0] >= a.groups, op, ": Given groups=", a.groups,
+              ", expected weight to be at least ", a.groups,
+              " at dimension 0, but got weight of size ", weight, " instead");
+  TORCH_CHECK(weight[0] % a.groups == 0, op, ": Given groups=", a.groups,
+              ", expected weight to be divisible by ", a.groups,
+              " at dimension 0, but got weight of size ", weight, " instead");
+  TORCH_CHECK(input[1] == weight[1] * a.groups, op, ": Given groups=", a.groups,
+              ", weight of size ", weight, ", expected input", input, " to have ",
+              weight[1] * a.groups, " channels, but got ", input[1], " channels instead");
+  ConvProblem p;
+  p.n = input[0];
+  p.groups = a.groups;
+  p.c = weight[1];
+  p.k = weight[0] / a.groups;
+  int64_t padded[3] = {1, 1, 1};
+  int64_t sizes[3] = {1, 1, 1};
+  int64_t window_elements = 1;
+  bool fits = true;
+  for (int i = 0; i < rank; ++i) {
+    const int axis = 3 - rank + i;
+    Window& w = p.window[axis];
+    w.size = sizes[axis] = weight[2 + i];
+    w.stride = a.stride[i];
+    w.padding = a.padding[i];
+    w.dilation = a.dilation[i];
+    constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
+    TORCH_CHECK(w.size > 0, op,
+                ": kernel size should be greater than zero, but got weight of size ", weight);
+    TORCH_CHECK(w.size <= kLimit / w.dilation && window_elements <= kLimit / w.size, op,
+                ": integer out of range: a window of weight ", weight, " with dilation ",
+                a.dilation, " must span less than 2^31 positions");
+    window_elements *= w.size;
+    p.in[axis] = input[2 + i];
+    padded[axis] = p.in[axis] + w.padding + a.padding[a.padding.size() - rank + i];
+    fits = fits && padded[axis] >= w.span();
+    p.out[axis] = (padded[axis] - w.span()) / w.stride + 1;
+  }
+  TORCH_CHECK(fits, op, ": Calculated padded input size per channel: ", extents_text(padded, rank),
+              ". Kernel size: ", extents_text(sizes, rank),
+              ". Kernel size can't be greater than actual input size (dilation=", a.dilation, ")");
+  TORCH_CHECK(
+      p.in_positions() > 0, op,
+      ": Only zero batch or zero channel inputs are supported, but got input shape: ", input);
+  return p;
+}
+
+void check_pair(const Tensor& t, const Tensor& reference, const char* op, const char* argument,
+                const char* reference_argument) {
+  TORCH_CHECK(t.scalar_type() == reference.scalar_type(), op, ": ", reference_argument, " type (",
+              toString(reference.scalar_type()), ") and ", argument, " type (",
+              toString(t.scalar_type()), ") should be the same");
+  check_same(t, reference, op, argument);
+}
+
+// channels-last where either operand is, as torch decides.
+at::MemoryFormat common_layout(const Tensor& a, const Tensor& b) {
+  const auto format = layout_of(a);
+  return format == at::MemoryFormat::Contiguous ? layout_of(b) : format;
+}
+
+std::vector<int64_t> output_size(const ConvProblem& p, int rank) {
+  std::vector<int64_t> size = {p.n, p.out_channels()};
+  size.insert(size.end(), p.out + 3 - rank, p.out + 3);
+  return size;
+}
+
+Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  ConvProblem p = problem_for(input.sizes(), weight.sizes(), {stride, padding, dilation, groups});
+  const int rank = rank_of(stride);
+  const char* op = name_of(rank);
+  check_pair(weight, input, op, "weight", "Input");
+  p.dtype = dtype_of(input, op, "input");
+  if (bias) {
+    check_pair(*bias, input, op, "bias", "Input");
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.out_channels(), op,
+                ": Given weight of size ", weight.sizes(),
+                ", expected bias to be 1-dimensional with ", p.out_channels(),
+                " elements, but got bias of size ", bias->sizes(), " instead");
+  }
+  const auto& kernels = kernels_for(input, conv_kernels_for);
+  const c10::DeviceGuard guard(input.device());
+  const auto format = common_layout(input, weight);
+  p.channels_last = format != at::MemoryFormat::Contiguous;
+  const Tensor x = input.contiguous(format);
+  const Tensor w = weight.contiguous(format);
+  const Tensor b = bias ? bias->contiguous() : Tensor();
+  Tensor y = empty_output(x, output_size(p, rank), format);
+  if (p.out_elements() > 0)
+    kernels.fprop(p, x.const_data_ptr(), w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr,
+                  y.mutable_data_ptr(), context_for(x));
+  return y;
+}
+
+void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
+  TORCH_CHECK(grad.sizes() == IntArrayRef(output_size(p, rank)), name_of(rank),
+              ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
+}
+
+Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, IntArrayRef input_size,
+                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  ConvProblem p = problem_for(input_size, weight.sizes(), {stride, padding, dilation, groups});
+  const int rank = rank_of(stride);
+  check_grad_size(grad, p, rank);
+  check_pair(weight, grad, name_of(rank), "weight", "grad");
+  p.dtype = dtype_of(grad, name_of(rank), "grad");
+  const auto& kernels = kernels_for(grad, conv_kernels_for);
+  const c10::DeviceGuard guard(grad.device());
+  const auto format = common_layout(grad, weight);
+  p.channels_last = format != at::MemoryFormat::Contiguous;
+  const Tensor gy = grad.contiguous(format);
+  const Tensor w = weight.contiguous(format);
+  Tensor gx = empty_output(gy, input_size, format);
+  if (p.in_elements() > 0)
+    kernels.dgrad(p, gy.const_data_ptr(), w.const_data_ptr(), gx.mutable_data_ptr(),
+                  context_for(gy));
+  return gx;
+}
+
+Tensor conv_wgrad(const Tensor& input, const Tensor& grad, IntArrayRef weight_size,
+                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  ConvProblem p = problem_for(input.sizes(), weight_size, {stride, padding, dilation, groups});
+  const int rank = rank_of(stride);
+  check_grad_size(grad, p, rank);
+  check_pair(grad, input, name_of(rank), "grad", "Input");
+  p.dtype = dtype_of(input, name_of(rank), "input");
+  const auto& kernels = kernels_for(input, conv_kernels_for);
+  const c10::DeviceGuard guard(input.device());
+  const auto format = common_layout(input, grad);
+  p.channels_last = format != at::MemoryFormat::Contiguous;
+  const Tensor x = input.contiguous(format);
+  const Tensor gy = grad.contiguous(format);
+  Tensor gw = empty_output(x, weight_size, format);
+  if (p.weight_elements() > 0)
+    kernels.wgrad(p, x.const_data_ptr(), gy.const_data_ptr(), gw.mutable_data_ptr(),
+                  context_for(x));
+  return gw;
+}
+
+Tensor conv_bias_grad(const Tensor& grad) {
+  const char* op = "conv_bias_grad";
+  TORCH_CHECK(grad.dim() >= 3 && grad.dim() <= 5, op,
+              ": expected grad to have 3, 4 or 5 dimensions, but got ", grad.sizes());
+  ConvProblem p;
+  p.dtype = dtype_of(grad, op, "grad");
+  p.n = grad.size(0);
+  p.k = grad.size(1);
+  for (int64_t i = 2; i < grad.dim(); ++i) p.out[3 - grad.dim() + i] = grad.size(i);
+  const auto& kernels = kernels_for(grad, conv_kernels_for);
+  const c10::DeviceGuard guard(grad.device());
+  const auto format = layout_of(grad);
+  p.channels_last = format != at::MemoryFormat::Contiguous;
+  const Tensor gy = grad.contiguous(format);
+  Tensor gb = empty_output(gy, {p.k});
+  if (p.k > 0) kernels.bias_grad(p, gy.const_data_ptr(), gb.mutable_data_ptr(), context_for(gy));
+  return gb;
+}
+
+void implement(torch::Library& m) {
+  m.impl("conv", conv);
+  m.impl("conv_dgrad", conv_dgrad);
+  m.impl("conv_wgrad", conv_wgrad);
+  m.impl("conv_bias_grad", conv_bias_grad);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(weft, m) {
+  m.def(
+      "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "conv_dgrad(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "conv_wgrad(Tensor input, Tensor grad, SymInt[] weight_size, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def("conv_bias_grad(Tensor grad) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(weft, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(weft, CUDA, m) { implement(m); }
+
+}  // namespace weft

@@ -1,0 +1,40 @@
+// A kernel's private memory on CPU: aligned for vectors, freed at the end of its scope.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+template <class T>
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t count) {
+    constexpr int64_t kAlign = 64;
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+    data_ = static_cast<T*>(std::aligned_alloc(kAlign, bytes > 0 ? bytes : kAlign));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+template <class T>
+inline void fill(T* out, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) out[i] = value;
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,345 @@
+// Recurrent cells on CPU.
+//
+// Forward is the tile product x W_ih^T + h W_hh^T with the gates as its epilogue: threads split the
+// hidden units; a thread takes one vector of units at a time, for those the four sums of up to
+// kRowBlock batch rows (a tile at a time, into a scratch that stays in the cache), then the gates,
+// one vector of units per row. The pre-activations never reach memory. Bound: FLOPs for large
+// batches; for one row, the bytes of the weights, each read once.
+//
+// Backward and double backward are elementwise, one vector of units at a time; bound: bytes.
+#include "core/parallel.h"
+#include "core/vec_math.h"
+#include "core/window.h"
+#include "gemm/dot_cpu.h"
+#include "rnn/cell_math.h"
+#include "rnn/rnn.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+// A tile is kTileRows batch rows by kTileUnits hidden units, with four accumulators each.
+#if defined(__AVX512F__)
+constexpr int kTileRows = 3, kTileUnits = 2;
+#else
+constexpr int kTileRows = 3, kTileUnits = 1;
+#endif
+constexpr int kSums = 4;
+constexpr int64_t kRowBlock = 64;
+// Below this many multiply-adds or units a thread costs more than it brings.
+constexpr int64_t kProductGrain = 1 << 17;
+constexpr int64_t kElementGrain = 1 << 13;
+
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> load_units(const T* address, int count) {
+  return count == kLanes<T> ? load_vec(address) : load_part(address, count);
+}
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> load_units_or_zero(const T* address, int64_t offset, int count) {
+  return address ? load_units(address + offset, count) : Vec<accumulate_t<T>>{};
+}
+template <class T, class V>
+WEFT_INLINE void store_units(T* address, V value, int count) {
+  if (count == kLanes<T>) {
+    store_vec(address, value);
+  } else {
+    store_part(address, value, count);
+  }
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+template <class T>
+struct Operands {
+  const T *x, *h, *c, *w_ih, *w_hh, *b_ih, *b_hh;
+  T *h_next, *c_next, *gates;
+
+  explicit Operands(const CellForward& t)
+      : x(static_cast<const T*>(t.x)),
+        h(static_cast<const T*>(t.h)),
+        c(static_cast<const T*>(t.c)),
+        w_ih(static_cast<const T*>(t.w_ih)),
+        w_hh(static_cast<const T*>(t.w_hh)),
+        b_ih(static_cast<const T*>(t.b_ih)),
+        b_hh(static_cast<const T*>(t.b_hh)),
+        h_next(static_cast<T*>(t.h_next)),
+        c_next(static_cast<T*>(t.c_next)),
+        gates(static_cast<T*>(t.gates)) {}
+};
+
+// `kGates` rows of weights a unit; which of the four sums each adds to in the two products.
+struct Lstm {
+  static constexpr int kGates = 4;
+  static constexpr int kInputColumn[] = {0, 1, 2, 3};
+  static constexpr int kHiddenColumn[] = {0, 1, 2, 3};
+
+  // The sums of one row, a vector of units at `unit`; its gates and next state.
+  template <class T, class V>
+  static WEFT_INLINE void finish(const CellProblem& p, const Operands<T>& t, int64_t row,
+                                 int64_t unit, int count, const V (&sum)[kSums]) {
+    const int64_t at = row * p.hidden + unit;
+    const LstmGates<V> s = {vec_sigmoid(sum[0]), vec_sigmoid(sum[1]), vec_tanh(sum[2]),
+                            vec_sigmoid(sum[3])};
+    const V c_next = lstm_next_cell(s, load_units(t.c + at, count));
+    store_units(t.c_next + at, c_next, count);
+    store_units(t.h_next + at, s.o * vec_tanh(c_next), count);
+    if (t.gates == nullptr) return;
+    T* gates = t.gates + row * kSums * p.hidden + unit;
+    store_units(gates, s.i, count);
+    store_units(gates + p.hidden, s.f, count);
+    store_units(gates + 2 * p.hidden, s.g, count);
+    store_units(gates + 3 * p.hidden, s.o, count);
+  }
+};
+
+struct Gru {
+  static constexpr int kGates = 3;
+  static constexpr int kInputColumn[] = {0, 1, 2};
+  static constexpr int kHiddenColumn[] = {0, 1, 3};
+
+  template <class T, class V>
+  static WEFT_INLINE void finish(const CellProblem& p, const Operands<T>& t, int64_t row,
+                                 int64_t unit, int count, const V (&sum)[kSums]) {
+    const int64_t at = row * p.hidden + unit;
+    const V r = vec_sigmoid(sum[0]), z = vec_sigmoid(sum[1]), q = sum[3];
+    const V n = vec_tanh(sum[2] + r * q);
+    store_units(t.h_next + at, gru_next_hidden(z, n, load_units(t.h + at, count)), count);
+    if (t.gates == nullptr) return;
+    T* gates = t.gates + row * kSums * p.hidden + unit;
+    store_units(gates, r, count);
+    store_units(gates + p.hidden, z, count);
+    store_units(gates + 2 * p.hidden, n, count);
+    store_units(gates + 3 * p.hidden, q, count);
+  }
+};
+
+// Unit u's gate g is row u * kGates + g of the tile.
+template <int Units, int Gates>
+consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
+  Columns<Units * Gates> result{};
+  for (int i = 0; i < Units * Gates; ++i)
+    result.at[i] = i / Gates * kSums + column[i % Gates];
+  return result;
+}
+
+// The sums of `Rows` batch rows from `row` and `Units` hidden units from `unit`, to
+// sums[row][column][unit] with kLanes units a column.
+template <class Cell, int Rows, int Units, class T>
+WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t unit,
+                           accumulate_t<T>* sums) {
+  using V = Vec<accumulate_t<T>>;
+  constexpr int kRows = Units * Cell::kGates;
+  V sum[Rows][Units * kSums] = {};
+  const T* weights[kRows];
+  const auto point = [&](const T* w, int64_t k) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+      weights[i] = w + (i % Cell::kGates * p.hidden + unit + i / Cell::kGates) * k;
+  };
+  point(t.w_ih, p.input);
+  dot_rows<tile_columns<Units>(Cell::kInputColumn)>(sum, t.x + row * p.input, p.input, weights,
+                                                    p.input);
+  point(t.w_hh, p.hidden);
+  dot_rows<tile_columns<Units>(Cell::kHiddenColumn)>(sum, t.h + row * p.hidden, p.hidden, weights,
+                                                     p.hidden);
+  constexpr int kCount = Rows * Units * kSums;
+  constexpr int kFold = kLanes<T> < kSums ? kLanes<T> : kSums;
+#pragma GCC unroll 32
+  for (int first = 0; first < kCount; first += kFold) {
+    V part[kFold];
+#pragma GCC unroll 4
+    for (int i = 0; i < kFold; ++i)
+      part[i] = sum[(first + i) / (Units * kSums)][(first + i) % (Units * kSums)];
+    const V folded = fold(part);
+#pragma GCC unroll 4
+    for (int i = 0; i < kFold; ++i) {
+      const int m = (first + i) / (Units * kSums), u = (first + i) / kSums % Units;
+      sums[(m * kSums + (first + i) % kSums) * kLanes<T> + u] = folded[i];
+    }
+  }
+}
+
+template <class Cell, int Units, class T>
+void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t rows, int64_t unit,
+               accumulate_t<T>* sums) {
+  constexpr int kRowSums = kSums * kLanes<T>;
+  int64_t m = 0;
+  for (; m + kTileRows <= rows; m += kTileRows)
+    tile_sums<Cell, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
+  for (; m + 2 <= rows; m += 2)
+    tile_sums<Cell, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
+  for (; m < rows; ++m) tile_sums<Cell, 1, Units>(p, t, row + m, unit, sums + m * kRowSums);
+}
+
+template <class Cell, class T>
+void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& context) {
+  using V = Vec<accumulate_t<T>>;
+  constexpr int kUnits = kLanes<T>;
+  const int64_t work = p.batch * Cell::kGates * (p.input + p.hidden);
+  parallel_for(context, p.hidden, ceil_div(kProductGrain, work), [&](int64_t begin, int64_t end) {
+    alignas(kVectorBytes) accumulate_t<T> sums[kRowBlock * kSums * kUnits];
+    for (int64_t unit = begin; unit < end; unit += kUnits) {
+      const auto count = static_cast<int>(end - unit < kUnits ? end - unit : kUnits);
+      V bias[kSums] = {};
+      for (int g = 0; g < Cell::kGates; ++g) {
+        bias[Cell::kInputColumn[g]] += load_units_or_zero(t.b_ih, g * p.hidden + unit, count);
+        bias[Cell::kHiddenColumn[g]] += load_units_or_zero(t.b_hh, g * p.hidden + unit, count);
+      }
+      for (int64_t row = 0; row < p.batch; row += kRowBlock) {
+        const int64_t rows = p.batch - row < kRowBlock ? p.batch - row : kRowBlock;
+        int u = 0;
+        for (; u + kTileUnits <= count; u += kTileUnits)
+          unit_sums<Cell, kTileUnits>(p, t, row, rows, unit + u, sums + u);
+        for (; u < count; ++u) unit_sums<Cell, 1>(p, t, row, rows, unit + u, sums + u);
+        for (int64_t m = 0; m < rows; ++m) {
+          V sum[kSums];
+#pragma GCC unroll 4
+          for (int i = 0; i < kSums; ++i) sum[i] = load_vec(sums + (m * kSums + i) * kUnits) + bias[i];
+          Cell::finish(p, t, row + m, unit, count, sum);
+        }
+      }
+    }
+  });
+}
+
+template <class Cell>
+void launch_cell(const CellProblem& p, const CellForward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    cell_forward<Cell>(p, Operands<T>(t), context);
+  });
+}
+
+// ---- elementwise -------------------------------------------------------------------------------
+
+// Calls `body(row, unit, count)` for every vector of units of every row.
+template <class T, class Body>
+WEFT_INLINE void for_each_vector(const CellProblem& p, const Context& context, const Body& body) {
+  const int64_t vectors = ceil_div(p.hidden, kLanes<T>);
+  const int64_t grain = kElementGrain / kLanes<T>;
+  parallel_for(context, p.batch * vectors, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / vectors, unit = i % vectors * kLanes<T>;
+      const int64_t left = p.hidden - unit;
+      body(row, unit, static_cast<int>(left < kLanes<T> ? left : kLanes<T>));
+    }
+  });
+}
+
+// `Count` columns of [B, Count, H] at one row and vector of units.
+template <int Count, class T>
+struct Block {
+  T* data;
+  int64_t hidden;
+  int64_t at;
+  int count;
+
+  Block(const void* memory, const CellProblem& p, int64_t row, int64_t unit, int count)
+      : data(static_cast<T*>(const_cast<void*>(memory))),
+        hidden(p.hidden),
+        at(row * Count * p.hidden + unit),
+        count(count) {}
+
+  WEFT_INLINE auto operator[](int column) const {
+    return load_units_or_zero<T>(data, at + column * hidden, count);
+  }
+  template <class V>
+  WEFT_INLINE void store(int column, V value) const {
+    store_units(data + at + column * hidden, value, count);
+  }
+};
+
+void launch_lstm_backward(const CellProblem& p, const LstmBackward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using V = Vec<accumulate_t<T>>;
+    for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
+      const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
+      const Block<4, T> s(t.gates, p, row, unit, count), out(t.grad_gates, p, row, unit, count);
+      const auto g = lstm_backward<V>({s[0], s[1], s[2], s[3]}, one(t.c)[0],
+                                      vec_tanh(one(t.c_next)[0]), one(t.grad_h)[0],
+                                      one(t.grad_c)[0], V{} + 1);
+      out.store(0, g.gates.i);
+      out.store(1, g.gates.f);
+      out.store(2, g.gates.g);
+      out.store(3, g.gates.o);
+      one(t.grad_c_prev).store(0, g.c);
+    });
+  });
+}
+
+void launch_lstm_double_backward(const CellProblem& p, const LstmDoubleBackward& t,
+                                 const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using V = Vec<accumulate_t<T>>;
+    for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
+      const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
+      const Block<4, T> gates(t.gates, p, row, unit, count), u(t.u_gates, p, row, unit, count);
+      const Block<4, T> out(t.of_gates, p, row, unit, count);
+      const LstmGates<V> s = {gates[0], gates[1], gates[2], gates[3]};
+      const V c = one(t.c)[0];
+      const auto g = lstm_double_backward<V>(s, c, vec_tanh(lstm_next_cell(s, c)),
+                                             one(t.grad_h)[0], one(t.grad_c)[0],
+                                             {u[0], u[1], u[2], u[3]}, one(t.u_c)[0], V{}, V{} + 1);
+      one(t.of_grad_h).store(0, g.grad_h);
+      one(t.of_grad_c).store(0, g.grad_c);
+      out.store(0, g.gates.i);
+      out.store(1, g.gates.f);
+      out.store(2, g.gates.g);
+      out.store(3, g.gates.o);
+      one(t.of_c).store(0, g.c);
+    });
+  });
+}
+
+void launch_gru_backward(const CellProblem& p, const GruBackward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using V = Vec<accumulate_t<T>>;
+    for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
+      const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
+      const Block<4, T> s(t.gates, p, row, unit, count);
+      const Block<3, T> of_x(t.grad_x_gates, p, row, unit, count);
+      const Block<3, T> of_h(t.grad_h_gates, p, row, unit, count);
+      const auto g = gru_backward<V>({s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0],
+                                     V{} + 1);
+      of_x.store(0, g.gates.r);
+      of_x.store(1, g.gates.z);
+      of_x.store(2, g.gates.n);
+      of_h.store(0, g.gates.r);
+      of_h.store(1, g.gates.z);
+      of_h.store(2, g.gates.q);
+      one(t.grad_h_prev).store(0, g.h);
+    });
+  });
+}
+
+void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t,
+                                const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using V = Vec<accumulate_t<T>>;
+    for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
+      const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
+      const Block<4, T> s(t.gates, p, row, unit, count), out(t.of_gates, p, row, unit, count);
+      const Block<3, T> ux(t.u_x, p, row, unit, count), uh(t.u_h, p, row, unit, count);
+      const auto g = gru_double_backward<V>(
+          {s[0], s[1], s[2], s[3]}, one(t.h)[0], one(t.grad_h)[0],
+          {ux[0] + uh[0], ux[1] + uh[1], ux[2], uh[2]}, one(t.u_prev)[0], V{}, V{} + 1);
+      one(t.of_grad_h).store(0, g.grad_h);
+      out.store(0, g.gates.r);
+      out.store(1, g.gates.z);
+      out.store(2, g.gates.n);
+      out.store(3, g.gates.q);
+      one(t.of_h).store(0, g.h);
+    });
+  });
+}
+
+}  // namespace
+
+const RnnKernels rnn_kernels = {launch_cell<Lstm>, launch_lstm_backward,
+                                launch_lstm_double_backward, launch_cell<Gru>,
+                                launch_gru_backward, launch_gru_double_backward};
+
+}  // namespace weft::WEFT_TARGET

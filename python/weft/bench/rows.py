@@ -1,0 +1,346 @@
+"""The published rows: which problems weft is measured on, as data.
+
+A row is a torch module, the size of its input and the least work that the problem needs. The shapes
+are in the alphabet of CONTRIBUTING.md; "quick" marks the rows that are measured by default.
+
+The least traffic counts each tensor once: forward reads input and parameters and writes the output;
+backward reads the gradient of the output, reads again what its formula needs, and writes the
+gradients. What an implementation keeps for itself is not counted, with one exception: a maximum can
+be undone only if something of it is kept, and a byte per output element is the least that serves.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+import weft
+
+Direction = Literal["f", "fb"]
+DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
+
+_MEMORY_FORMAT = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+_CLASS = {
+    "max_pool2d": torch.nn.MaxPool2d,
+    "avg_pool2d": torch.nn.AvgPool2d,
+    "lstm_cell": torch.nn.LSTMCell,
+    "gru_cell": torch.nn.GRUCell,
+}
+
+
+class Cost(NamedTuple):
+    """The least that a problem needs."""
+
+    bytes: int
+    flops: int
+
+
+def _output_extent(extent: int, window: int, stride: int, padding: int, dilation: int = 1) -> int:
+    return (extent + 2 * padding - dilation * (window - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True)
+class Row(ABC):
+    """One problem. Subclasses say what the torch module, its inputs and its least work are."""
+
+    family: ClassVar[str]
+    op: str
+    dtype: torch.dtype
+    layout: str
+    quick: bool
+
+    @property
+    @abstractmethod
+    def shape(self) -> str:
+        """The problem in one word or two, unique inside (op, dtype, layout)."""
+
+    @abstractmethod
+    def native(self) -> torch.nn.Module:
+        """PyTorch's module, on the CPU, in the row's dtype and layout."""
+
+    @abstractmethod
+    def inputs(self) -> tuple[Tensor, ...]:
+        """One set of random inputs on the CPU; all of them are differentiated in direction "fb"."""
+
+    def arguments(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """`inputs` as the module takes them."""
+        return inputs
+
+    @abstractmethod
+    def cost(self, direction: Direction) -> Cost:
+        """The least traffic and the number of operations."""
+
+    @abstractmethod
+    def with_batch(self, batch: int) -> Row:
+        """The same problem on `batch` samples."""
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        """weft's module with the same parameters as `native`.
+
+        Raises:
+            RuntimeError: if weft has no layer for this row; the row would measure torch against
+                itself.
+        """
+        module = weft.convert(copy.deepcopy(native))
+        if type(module) is type(native):
+            raise RuntimeError(f"bench: weft.convert leaves {type(native).__name__} as it is")
+        return module
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return " ".join(part for part in (self.op, self.shape, dtype, self.layout) if part)
+
+
+@dataclass(frozen=True)
+class PoolRow(Row):
+    """Pooling of [N, C, H, W] with a square window."""
+
+    family = "pool"
+    size: tuple[int, int, int, int]
+    window: int
+    stride: int
+    padding: int
+
+    @property
+    def shape(self) -> str:
+        size = "x".join(map(str, self.size))
+        return f"{size} k{self.window} s{self.stride} p{self.padding}"
+
+    def native(self) -> torch.nn.Module:
+        return _CLASS[self.op](self.window, self.stride, self.padding)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (_random(self.size, self.dtype, self.layout),)
+
+    def cost(self, direction: Direction) -> Cost:
+        n, c, h, w = self.size
+        extents = [_output_extent(e, self.window, self.stride, self.padding) for e in (h, w)]
+        outputs = n * c * extents[0] * extents[1]
+        moved = (n * c * h * w + outputs) * self.dtype.itemsize
+        operations = outputs * self.window**2
+        if direction == "f":
+            return Cost(moved, operations)
+        place = (1 if self.window**2 <= 256 else 4) if self.op == "max_pool2d" else 0
+        # Backward of a maximum adds one number per output, that of a mean one per window element.
+        backward = outputs if self.op == "max_pool2d" else operations
+        return Cost(2 * moved + 2 * place * outputs, operations + backward)
+
+    def with_batch(self, batch: int) -> PoolRow:
+        return replace(self, size=(batch, *self.size[1:]))
+
+
+@dataclass(frozen=True)
+class ConvRow(Row):
+    """Convolution of [N, C, H, W] to K channels with a square window, with bias."""
+
+    family = "conv"
+    size: tuple[int, int, int, int]
+    out_channels: int
+    window: int
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+
+    @property
+    def shape(self) -> str:
+        size = "x".join(map(str, self.size))
+        text = f"{size} K{self.out_channels} k{self.window} s{self.stride} p{self.padding}"
+        text += f" d{self.dilation}" if self.dilation > 1 else ""
+        return text + (f" g{self.groups}" if self.groups > 1 else "")
+
+    def native(self) -> torch.nn.Module:
+        module = torch.nn.Conv2d(
+            self.size[1],
+            self.out_channels,
+            self.window,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            dtype=self.dtype,
+        )
+        return module.to(memory_format=_MEMORY_FORMAT[self.layout])  # type: ignore[call-overload]
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (_random(self.size, self.dtype, self.layout),)
+
+    def cost(self, direction: Direction) -> Cost:
+        n, c, h, w = self.size
+        window = (self.window, self.stride, self.padding, self.dilation)
+        outputs = n * self.out_channels * _output_extent(h, *window) * _output_extent(w, *window)
+        weights = self.out_channels * (c // self.groups) * self.window**2
+        parameters = weights + self.out_channels
+        inputs = n * c * h * w
+        moved = inputs + parameters + outputs
+        flops = 2 * outputs * (c // self.groups) * self.window**2
+        if direction == "f":
+            return Cost(moved * self.dtype.itemsize, flops)
+        # Reads gy, x and the weights; writes gx and the parameters' gradients.
+        moved += outputs + inputs + weights + inputs + parameters
+        return Cost(moved * self.dtype.itemsize, 3 * flops)
+
+    def with_batch(self, batch: int) -> ConvRow:
+        return replace(self, size=(batch, *self.size[1:]))
+
+
+@dataclass(frozen=True)
+class CellRow(Row):
+    """One step of a recurrent cell on B rows; the input is as wide as the hidden state."""
+
+    family = "rnn"
+    batch: int
+    hidden: int
+
+    @property
+    def shape(self) -> str:
+        return f"B{self.batch} H{self.hidden}"
+
+    @property
+    def _states(self) -> int:
+        return 2 if self.op == "lstm_cell" else 1
+
+    def native(self) -> torch.nn.Module:
+        return _CLASS[self.op](self.hidden, self.hidden, dtype=self.dtype)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        size = (self.batch, self.hidden)
+        return tuple(_random(size, self.dtype, self.layout) for _ in range(1 + self._states))
+
+    def arguments(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        x, *state = inputs
+        return x, tuple(state) if self._states == 2 else state[0]
+
+    def cost(self, direction: Direction) -> Cost:
+        state = self.batch * self.hidden
+        gates = 4 if self.op == "lstm_cell" else 3
+        weights = 2 * gates * self.hidden**2
+        parameters = weights + 2 * gates * self.hidden
+        inputs, outputs = (1 + self._states) * state, self._states * state
+        moved = inputs + parameters + outputs
+        flops = 2 * self.batch * weights
+        if direction == "f":
+            return Cost(moved * self.dtype.itemsize, flops)
+        # Reads the outputs' gradients, the inputs and the weights; writes the gradients.
+        moved += outputs + inputs + weights + inputs + parameters
+        return Cost(moved * self.dtype.itemsize, 3 * flops)
+
+    def with_batch(self, batch: int) -> CellRow:
+        return replace(self, batch=batch)
+
+
+def _random(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
+    tensor = torch.randn(size, dtype=torch.float32).to(dtype)
+    return tensor.contiguous(memory_format=_MEMORY_FORMAT[layout]) if layout else tensor
+
+
+_F32, _F64, _BF16 = torch.float32, torch.float64, torch.bfloat16
+_Variant = tuple[torch.dtype, str, bool]
+
+
+def _pool(
+    op: str, size: tuple[int, int, int, int], window: tuple[int, int, int], *variants: _Variant
+) -> list[Row]:
+    """One row for each (dtype, layout, quick); window is (size, stride, padding)."""
+    return [PoolRow(op, *variant, size, *window) for variant in variants]
+
+
+def _conv(
+    size: tuple[int, int, int, int],
+    out_channels: int,
+    window: tuple[int, int, int],
+    *variants: _Variant,
+    d: int = 1,
+    g: int = 1,
+) -> list[Row]:
+    """One row for each (dtype, layout, quick); window is (size, stride, padding)."""
+    return [ConvRow("conv2d", *variant, size, out_channels, *window, d, g) for variant in variants]
+
+
+_POOL: list[Row] = [
+    *_pool(
+        "max_pool2d",
+        (32, 64, 112, 112),
+        (3, 2, 1),
+        (_F32, "NCHW", True),
+        (_F32, "NHWC", True),
+        (_F64, "NCHW", False),
+        (_BF16, "NCHW", True),
+        (_BF16, "NHWC", False),
+    ),
+    *_pool("max_pool2d", (32, 64, 112, 112), (2, 2, 0), (_F32, "NCHW", True)),
+    *_pool("max_pool2d", (32, 192, 28, 28), (3, 1, 1), (_F32, "NCHW", False), (_F32, "NHWC", True)),
+    *_pool(
+        "avg_pool2d",
+        (32, 64, 112, 112),
+        (3, 2, 1),
+        (_F32, "NCHW", True),
+        (_F32, "NHWC", True),
+        (_F64, "NHWC", False),
+        (_BF16, "NCHW", False),
+    ),
+    *_pool("avg_pool2d", (32, 192, 28, 28), (3, 1, 1), (_F32, "NCHW", False)),
+    *_pool("max_pool2d", (8, 64, 56, 56), (13, 1, 6), (_F32, "NCHW", True)),
+    *_pool("max_pool2d", (8, 64, 56, 56), (31, 1, 15), (_F32, "NCHW", False)),
+    *_pool("avg_pool2d", (8, 64, 56, 56), (31, 1, 15), (_F32, "NCHW", False)),
+]
+
+_CONV: list[Row] = [
+    *_conv((8, 32, 112, 112), 32, (3, 1, 1), (_F32, "NCHW", True), (_F32, "NHWC", False), g=32),
+    *_conv((8, 144, 56, 56), 144, (3, 2, 1), (_F32, "NCHW", False), (_BF16, "NHWC", True), g=144),
+    *_conv((8, 384, 14, 14), 384, (5, 1, 2), (_F32, "NCHW", False), g=384),
+    *_conv(
+        (8, 96, 56, 56),
+        96,
+        (7, 1, 3),
+        (_F32, "NCHW", True),
+        (_F32, "NHWC", True),
+        (_F64, "NCHW", False),
+        g=96,
+    ),
+    *_conv((8, 256, 14, 14), 256, (31, 1, 15), (_F32, "NCHW", False), g=256),
+    *_conv((8, 128, 28, 28), 128, (3, 1, 1), (_F32, "NCHW", False), g=32),
+    *_conv((8, 3, 224, 224), 64, (7, 2, 3), (_F32, "NCHW", True)),
+    *_conv((8, 64, 56, 56), 64, (3, 1, 1), (_F32, "NCHW", True)),
+    *_conv((8, 256, 14, 14), 256, (3, 1, 1), (_F32, "NHWC", True)),
+    *_conv((8, 64, 56, 56), 256, (1, 1, 0), (_F32, "NCHW", True)),
+    *_conv((8, 128, 28, 28), 128, (3, 1, 1), (_BF16, "NHWC", True), (_F64, "NCHW", False)),
+    *_conv((64, 1, 28, 28), 6, (5, 1, 2), (_F32, "NCHW", True)),
+    *_conv((8, 64, 28, 28), 64, (3, 1, 2), (_F32, "NCHW", False), d=2),
+]
+
+_RNN: list[Row] = [
+    CellRow("lstm_cell", _F32, "", True, 1, 64),
+    CellRow("gru_cell", _F32, "", True, 1, 64),
+    CellRow("lstm_cell", _F32, "", True, 16, 128),
+    CellRow("lstm_cell", _F32, "", True, 32, 512),
+    CellRow("gru_cell", _F32, "", True, 64, 1024),
+]
+
+# A GPU needs larger problems to be busy, and is asked for the dtypes that it is bought for.
+_CUDA_BATCH = {"pool": 256, "conv": 128}
+_CUDA_CELLS: list[Row] = [
+    CellRow(op, dtype, "", batch in (1, 64), batch, hidden)
+    for op in ("lstm_cell", "gru_cell")
+    for dtype in (_F32, _BF16)
+    for batch, hidden in ((1, 64), (16, 256), (64, 512), (256, 1024))
+]
+
+FAMILIES: dict[str, list[Row]] = {"pool": _POOL, "conv": _CONV, "rnn": _RNN}
+
+
+def rows(family: str, device: torch.device, full: bool = True) -> list[Row]:
+    """The rows of one family on a device; `full=False` keeps the quick ones."""
+    chosen = FAMILIES[family]
+    if device.type == "cuda":
+        if family == "rnn":
+            chosen = _CUDA_CELLS
+        else:
+            batch = _CUDA_BATCH[family]
+            chosen = [row.with_batch(batch) for row in chosen if row.dtype != _F64]
+    return [row for row in chosen if full or row.quick]

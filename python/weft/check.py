@@ -1,0 +1,272 @@
+"""`python -m weft check`: what weft promises of its numbers, tried on this machine.
+
+Every op, on every device and instruction set that is here:
+
+- values, gradients: the error against float64 is at most 1.5 times PyTorch's own on the same input
+  (or 1 ulp), in each dtype;
+- gradcheck, gradgradcheck: first and second derivatives against differences, in float64;
+- repeat: two runs give the same bits; threads: so do other numbers of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor
+
+import weft.functional
+from weft import _C, facts, testing
+from weft.bench.report import console, progress_bar
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+CHECKS = ("values", "gradients", "gradcheck", "gradgradcheck", "repeat", "threads")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes of the tensor arguments, and the other arguments."""
+
+    sizes: tuple[tuple[int, ...], ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One op: its name in `weft.functional`, PyTorch's own, and problems for it.
+
+    `problems` serve values, gradients and bits; the small `derivative_problems` are differentiated
+    numerically. `pack` makes arguments of tensors.
+    """
+
+    family: str
+    name: str
+    native: Callable[..., Any]
+    problems: tuple[Problem, ...]
+    derivative_problems: tuple[Problem, ...]
+    pack: Callable[..., tuple] = lambda *tensors: tensors
+
+    def weft(self, *tensors: Tensor, **options: Any) -> Any:
+        # Looked up at each call, so that a test can plant a fault.
+        return getattr(weft.functional, self.name)(*self.pack(*tensors), **options)
+
+    def torch(self, *tensors: Tensor, **options: Any) -> Any:
+        return self.native(*self.pack(*tensors), **options)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check of one op on one device found; `detail` says what went wrong."""
+
+    family: str
+    op: str
+    device: str
+    check: str
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.detail
+
+
+# ---- problems ------------------------------------------------------------------------------------
+
+
+def _pool(name: str, native: Callable[..., Any], special: dict[str, Any]) -> Subject:
+    return Subject(
+        "pool",
+        name,
+        native,
+        (
+            Problem(((3, 5, 17, 23),), {"kernel_size": 3, "stride": 2, "padding": 1}),
+            Problem(((2, 19, 14, 12),), {"kernel_size": 2, "ceil_mode": True}, channels_last=True),
+            Problem(((2, 8, 20, 21),), {"kernel_size": 7, "stride": 1, "padding": 3}),
+            Problem(((4, 15, 33),), {"kernel_size": (2, 5), "stride": (3, 1), **special}),
+        ),
+        (
+            Problem(((2, 2, 5, 4),), {"kernel_size": 3, "stride": 2, "padding": 1}),
+            Problem(((1, 2, 4, 5),), {"kernel_size": 2, "stride": 1, **special}, True),
+        ),
+    )
+
+
+def _conv_sizes(n: int, c: int, h: int, w: int, k: int, r: int, s: int, groups: int = 1) -> tuple:
+    return (n, c, h, w), (k, c // groups, r, s), (k,)
+
+
+def _conv() -> Subject:
+    return Subject(
+        "conv",
+        "conv2d",
+        F.conv2d,
+        (
+            Problem(_conv_sizes(2, 16, 14, 15, 24, 3, 3), {"padding": 1}),
+            Problem(_conv_sizes(2, 17, 13, 12, 9, 3, 5), {"stride": 2, "padding": (1, 2)}, True),
+            Problem(_conv_sizes(2, 24, 16, 17, 24, 5, 5, 24), {"padding": 2, "groups": 24}),
+            Problem(_conv_sizes(2, 12, 15, 15, 18, 3, 3, 3), {"dilation": 2, "groups": 3}),
+        ),
+        (
+            Problem(_conv_sizes(2, 2, 4, 5, 3, 3, 2), {"stride": 2, "padding": 1}),
+            Problem(_conv_sizes(1, 4, 4, 4, 4, 2, 2, 2), {"groups": 2, "dilation": 2}, True),
+        ),
+    )
+
+
+def _cell(name: str, native: Callable[..., Any], gates: int, states: int) -> Subject:
+    def problem(batch: int, inputs: int, hidden: int) -> Problem:
+        weights = [(gates * hidden, inputs), (gates * hidden, hidden), *2 * [(gates * hidden,)]]
+        return Problem(((batch, inputs), *states * [(batch, hidden)], *weights))
+
+    def pack(x: Tensor, *rest: Tensor) -> tuple:
+        state = rest[:states] if states > 1 else rest[0]
+        return x, state, *rest[states:]
+
+    return Subject(
+        "rnn",
+        name,
+        native,
+        (problem(5, 24, 33), problem(1, 64, 64), problem(16, 128, 96)),
+        (problem(2, 3, 2), problem(1, 2, 3)),
+        pack,
+    )
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    _pool("max_pool2d", F.max_pool2d, {"dilation": (2, 3)}),
+    _pool("avg_pool2d", F.avg_pool2d, {"divisor_override": 3}),
+    _conv(),
+    _cell("lstm_cell", torch.lstm_cell, 4, 2),
+    _cell("gru_cell", torch.gru_cell, 3, 1),
+)
+
+
+def _tensors(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """In [-2, 2], where no gate saturates; the same in each run."""
+    generator = torch.Generator().manual_seed(20)
+    tensors = []
+    for size in problem.sizes:
+        # Distinct values: a maximum among equals has no derivative.
+        elements = torch.randperm(max(1, torch.Size(size).numel()), generator=generator)
+        values = (elements.double() - elements.double().mean()).reshape(size)
+        values = (2 * values / max(1.0, values.abs().max().item())).to(device, dtype)
+        if problem.channels_last and values.dim() == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        tensors.append(values)
+    return tensors
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def _accuracy(subject: Subject, device: torch.device, gradients: bool) -> None:
+    for problem in subject.problems:
+        for dtype in DTYPES:
+            inputs = [t.requires_grad_(gradients) for t in _tensors(problem, device, dtype)]
+            try:
+                testing.check_against_native(
+                    subject.weft, subject.torch, *inputs, **problem.options
+                )
+            except AssertionError as error:
+                raise AssertionError(f"{dtype}, {problem}: {error}") from error
+
+
+def _numerical(subject: Subject, device: torch.device, check: Callable[..., bool]) -> None:
+    for problem in subject.derivative_problems:
+        inputs = [t.requires_grad_() for t in _tensors(problem, device, torch.float64)]
+        check(partial(subject.weft, **problem.options), inputs)
+
+
+def _results(subject: Subject, problem: Problem, device: torch.device) -> list[Tensor]:
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = [t.requires_grad_() for t in _tensors(problem, device, dtype)]
+        outputs = subject.weft(*inputs, **problem.options)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        # The gradient of an output is the output itself: as good as any, and the same in each run.
+        results += [*outputs, *torch.autograd.grad(outputs, inputs, [t.detach() for t in outputs])]
+    return results
+
+
+def _same_bits(subject: Subject, device: torch.device, threads: Sequence[int]) -> None:
+    for problem in subject.problems:
+        testing.check_deterministic(partial(_results, subject, problem, device), threads)
+
+
+def _run_check(check: str, subject: Subject, device: torch.device) -> None:
+    match check:
+        case "values":
+            _accuracy(subject, device, gradients=False)
+        case "gradients":
+            _accuracy(subject, device, gradients=True)
+        case "gradcheck":
+            _numerical(subject, device, torch.autograd.gradcheck)
+        case "gradgradcheck":
+            _numerical(subject, device, torch.autograd.gradgradcheck)
+        case "repeat":
+            _same_bits(subject, device, ())
+        case "threads":
+            _same_bits(subject, device, (1, 2, 3))
+
+
+def _outcome(check: str, subject: Subject, device: torch.device, place: str) -> Outcome:
+    detail = ""
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(20)
+            _run_check(check, subject, device)
+    # Whatever an op does wrong is a finding; the other checks still run.
+    except Exception as error:
+        detail = str(error).strip() or type(error).__name__
+    return Outcome(subject.family, subject.name, place, check, detail)
+
+
+def _places() -> Iterator[tuple[str, torch.device, Any]]:
+    """Each device and each of the CPU's instruction sets: name, device, context to check in."""
+    for target in _C.available_cpu_targets():
+        yield f"cpu {target}", torch.device("cpu"), partial(testing.cpu_target, target)
+    if torch.device("cuda") in facts.devices():
+        yield "cuda", torch.device("cuda"), nullcontext
+
+
+def run(family: str | None = None) -> list[Outcome]:
+    """Checks every op of `family` (default: of all) on every device and instruction set here."""
+    outcomes = []
+    subjects = [s for s in SUBJECTS if family in (None, s.family)]
+    tasks = [(s, place) for s in subjects for place in _places()]
+    with progress_bar() as progress:
+        bar = progress.add_task("", total=len(tasks))
+        for subject, (place, device, context) in tasks:
+            progress.update(bar, description=f"{subject.name} {place}")
+            # The number of threads is the CPU's.
+            checks = CHECKS if device.type == "cpu" else CHECKS[:-1]
+            with context():
+                outcomes += [_outcome(check, subject, device, place) for check in checks]
+            progress.advance(bar)
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    """Prints a table of ops and checks, then what went wrong in full."""
+    out = console()
+    table = Table(title=f"weft on this machine, torch {torch.__version__}")
+    for name in ("family", "op", "device", *CHECKS):
+        table.add_column(name)
+    cells = {(o.family, o.op, o.device): dict.fromkeys(CHECKS, "") for o in outcomes}
+    for o in outcomes:
+        cells[o.family, o.op, o.device][o.check] = (
+            "[green]pass[/green]" if o.passed else "[red]FAIL[/red]"
+        )
+    for key, row in cells.items():
+        table.add_row(*key, *row.values())
+    out.print(table)
+    failed = [o for o in outcomes if not o.passed]
+    for o in failed:
+        out.print(f"{o.op} on {o.device}, {o.check}: {o.detail}", style="red", markup=False)
+    out.print(f"{len(outcomes) - len(failed)} checks passed, {len(failed)} failed")

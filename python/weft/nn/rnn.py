@@ -1,0 +1,55 @@
+"""Recurrent cells."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weft import rnn
+
+
+def _check_rank(cell: str, name: str, value: Tensor) -> None:
+    if value.dim() not in (1, 2):
+        raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {value.dim()}D instead")
+
+
+class LSTMCell(torch.nn.LSTMCell):
+    """`torch.nn.LSTMCell` on `weft.functional.lstm_cell`."""
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        _check_rank("LSTMCell", "input", input)
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+        if hx is None:
+            zeros = input.new_zeros(input.size(0), self.hidden_size)
+            hx = (zeros, zeros)
+        else:
+            for index, state in enumerate(hx):
+                _check_rank("LSTMCell", f"hx[{index}]", state)
+            if not batched:
+                hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+        h, c = rnn.lstm_cell(
+            input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        )
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+
+class GRUCell(torch.nn.GRUCell):
+    """`torch.nn.GRUCell` on `weft.functional.gru_cell`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        _check_rank("GRUCell", "input", input)
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+        if hx is None:
+            hx = input.new_zeros(input.size(0), self.hidden_size)
+        else:
+            _check_rank("GRUCell", "hidden", hx)
+            if not batched:
+                hx = hx.unsqueeze(0)
+        h = rnn.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return h if batched else h.squeeze(0)

@@ -10,6 +10,9 @@ import torch
 
 import weft.testing
 
+# Test problems are tiny: a second thread only waits. Tests of threading set their own number.
+torch.set_num_threads(1)
+
 BACKENDS = ["cpu", "cuda-on-host"] + (["cuda"] if torch.cuda.is_available() else [])
 
 

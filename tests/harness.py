@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
+
 from weft.testing import assert_as_accurate as assert_as_accurate
 from weft.testing import cast as cast
 from weft.testing import check_against_native as check_against_native

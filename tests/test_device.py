@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 import weft.functional as W
 import weft.testing
-from torch import Tensor
 
 BLOCK = 64
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

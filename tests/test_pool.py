@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
+import weft.functional as W
 from harness import (
     DTYPES,
     check_against_native,
     check_error_inputs,
     op_samples,
 )
-
-import weft.functional as W
 
 OPS = {"nn.functional.max_pool2d": W.max_pool2d, "nn.functional.avg_pool2d": W.avg_pool2d}
 NATIVE = {"nn.functional.max_pool2d": F.max_pool2d, "nn.functional.avg_pool2d": F.avg_pool2d}

@@ -49,11 +49,11 @@ build: $(VENV)/ready
 	  $(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 
 # Address and undefined-behaviour sanitizers over the CPU kernels and host execution, in a copy of
-# the package of their own. Left out are the tests that measure torch rather than weft's memory
-# accesses (compilers that spawn processes, fork), and repeats of one kernel for other sample inputs
-# of op_db's second gradients.
+# the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
+# compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
+# and gradcheck, which calls kernels that other tests call hundreds of times more.
 SANITIZE_TESTS = $(wildcard tests/test_device.py tests/test_pool.py tests/test_conv.py tests/test_rnn.py)
-SANITIZE_SKIP := compile or inductor or export or fork or memory or gradgrad
+SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready
 	PATH=$(BIN):$$PATH WEFT_HOST_EXECUTION=1 WEFT_CUDA=0 WEFT_SANITIZE=1 \

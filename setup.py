@@ -1,4 +1,4 @@
-"""Builds weft._C: the torch-free kernels with CMake, the torch-facing part with torch's own builder.
+"""Builds weft._C: the torch-free kernels with CMake, the torch-facing part with torch's builder.
 
 Environment:
     WEFT_CUDA             0 or 1; default: 1 where torch is a CUDA build and nvcc is there
@@ -114,7 +114,9 @@ macros = {
 }
 sources = [ROOT / "csrc/module.cpp", ROOT / "csrc/ops_common.cpp", *ROOT.glob("csrc/*/*_ops.cpp")]
 cuda_include = [str(toolkit() / "include")] if CUDA else []
-cuda_link = ["-lc10_cuda", f"-L{cuda_runtime().parent}", f"-l:{cuda_runtime().name}"] if CUDA else []
+cuda_link = []
+if CUDA:
+    cuda_link = ["-lc10_cuda", f"-L{cuda_runtime().parent}", f"-l:{cuda_runtime().name}"]
 
 setup(
     ext_modules=[

@@ -381,8 +381,8 @@ def test_memory_does_not_grow(word: str, launches: int) -> None:
         before = _resident_bytes()
         repeat(launches)
         grown = _resident_bytes() - before
-    # Reports are kept, about 100 bytes each; a leaked stack or output would be 4 KiB or more each.
-    assert grown < launches * 1024, f"{grown} bytes more after {launches} launches"
+    # Reports are kept, about 100 bytes each; a leaked output is 4 KiB, a leaked stack more.
+    assert grown < launches * 2048, f"{grown} bytes more after {launches} launches"
 
 
 def test_after_fork() -> None:

@@ -10,6 +10,7 @@ Environment:
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,8 +30,37 @@ def switch(name: str, default: bool) -> bool:
 
 
 def nvcc() -> str | None:
-    in_home = Path(CUDA_HOME or "/nowhere") / "bin" / "nvcc"
-    return str(in_home) if in_home.exists() else shutil.which("nvcc")
+    """CUDA_HOME where it is set, else the nvcc on PATH, else where torch finds a toolkit."""
+    homes = [os.environ.get("CUDA_HOME"), None, CUDA_HOME]
+    for home in homes:
+        found = shutil.which(str(Path(home, "bin", "nvcc")) if home else "nvcc")
+        if found:
+            return found
+    return None
+
+
+def toolkit() -> Path:
+    """The folder that nvcc belongs to; the nvcc on PATH may be a script that calls it."""
+    told = subprocess.run(
+        [nvcc() or "nvcc", "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+    )
+    top = re.search(r"TOP=(.+)", told.stderr)
+    if top is None:
+        raise SystemExit(f"weft: cannot tell where {nvcc()} has its headers; set CUDA_HOME")
+    return Path(top[1].strip()).resolve()
+
+
+def cuda_runtime() -> Path:
+    """The very libcudart that torch loads, so that a process has one CUDA runtime only.
+
+    NVIDIA's wheels beside torch, where torch came with them, else the toolkit's.
+    """
+    name = f"libcudart.so.{torch.version.cuda.split('.')[0]}"
+    beside_torch = Path(torch.__file__).parent.parent / "nvidia"
+    for folder in (*beside_torch.glob("*/lib"), toolkit() / "lib64", toolkit() / "lib"):
+        if (folder / name).exists():
+            return folder / name
+    raise SystemExit(f"weft: {name}, which torch {torch.__version__} uses, is not there")
 
 
 HOST_EXECUTION = switch("WEFT_HOST_EXECUTION", default=False)
@@ -67,11 +97,15 @@ class BuildWeft(BuildExtension):
         )
         self.force = True  # relink: setuptools does not see the library change
         super().build_extensions()
-        built_for = f'TORCH_VERSION = "{torch.__version__}"\n'
-        (ROOT / "python" / "weft" / "_built_for.py").write_text(built_for)
+        beside_sources = self.inplace or getattr(self, "editable_mode", False)
+        package = ROOT / "python/weft" if beside_sources else Path(self.build_lib) / "weft"
+        (package / "_built_for.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
 
 
-sanitizers = ["-fsanitize=address,undefined"] if SANITIZE else []
+# vptr needs type information that torch hides.
+sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"] if SANITIZE else []
+if SANITIZE:
+    sanitizers += ["-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
 macros = {
     "WEFT_X86": int(os.uname().machine in ("x86_64", "AMD64")),
     "WEFT_WITH_CUDA": int(CUDA),
@@ -79,9 +113,10 @@ macros = {
     "WEFT_CUDA_ARCHITECTURES": f'"{ARCH_LIST if CUDA else ""}"',
 }
 sources = [ROOT / "csrc/module.cpp", ROOT / "csrc/ops_common.cpp", *ROOT.glob("csrc/*/*_ops.cpp")]
-cuda_include = [str(Path(CUDA_HOME) / "include")] if CUDA and CUDA_HOME else []
-cuda_libraries = ["c10_cuda", "cudart"] if CUDA else []
-cuda_directories = [str(Path(CUDA_HOME) / "lib64")] if CUDA and CUDA_HOME else []
+cuda_include = [str(toolkit() / "include")] if CUDA else []
+cuda_link = []
+if CUDA:
+    cuda_link = ["-lc10_cuda", f"-L{cuda_runtime().parent}", f"-l:{cuda_runtime().name}"]
 
 setup(
     ext_modules=[
@@ -92,9 +127,7 @@ setup(
             define_macros=list(macros.items()),
             extra_compile_args=["-O2", "-fopenmp", "-fvisibility=hidden", *sanitizers],
             extra_objects=[str(BUILD_DIR / "libweft_kernels.a")],
-            extra_link_args=["-fopenmp", *sanitizers],
-            libraries=cuda_libraries,
-            library_dirs=cuda_directories,
+            extra_link_args=["-fopenmp", *sanitizers, *cuda_link],
         )
     ],
     cmdclass={"build_ext": BuildWeft},

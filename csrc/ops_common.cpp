@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <pthread.h>
+
 #include <atomic>
 
 #if defined(__linux__)
@@ -63,6 +65,11 @@ void advise_huge_pages([[maybe_unused]] const at::Tensor& t) {
 #endif
 }
 
+// libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
+std::atomic<bool> in_forked_child{false};
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
 }  // namespace
 
 Target cpu_target() { return chosen_cpu_target; }
@@ -119,7 +126,7 @@ Context context_for(const at::Tensor& t) {
     return context;
   }
 #endif
-  context.threads = at::get_num_threads();
+  context.threads = in_forked_child ? 1 : at::get_num_threads();
   return context;
 }
 

@@ -6,6 +6,7 @@
 // asks which of the two it is.
 //
 //   WEFT_GLOBAL void kernel(...)         a kernel; blocks and grids are one-dimensional
+//   WEFT_GLOBAL WEFT_HOT void kernel(...)  one that must not spill: `make kernels` fails if it does
 //   launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
 //                                        non-const pointer arguments are the kernel's outputs
 //   thread_index() block_size() block_index() grid_size() lane()
@@ -23,6 +24,9 @@
 #pragma once
 
 #include "core/dtype.h"
+
+// Read by benchmarks/kernel_report.py in the source.
+#define WEFT_HOT
 
 namespace weft::device {
 

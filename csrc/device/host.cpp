@@ -3,26 +3,34 @@
 // A launch runs its grid three times, with threads and blocks in ascending, descending and seeded
 // random order, from the same initial memory, and compares all outputs bit by bit: a kernel that
 // relies on an order it did not ask for (a missing barrier) differs between the runs. Fibers start
-// with makecontext and switch with _setjmp/_longjmp (no system call); under AddressSanitizer they
-// switch with swapcontext and tell it so.
-#undef _FORTIFY_SOURCE  // its longjmp check knows one stack only
+// with makecontext and switch with the compiler's setjmp/longjmp (a few instructions, no system
+// call); under AddressSanitizer they switch with swapcontext and tell it so.
+//
+// A fault that shows only after the fact (a broken guard band, an order that changed the bits) is
+// hunted: the block or grid runs once more, serially, and is looked at after every step of every
+// thread, so that the message can name the thread. Time is bound by switches, so what every switch
+// touches is kept small: states and counters in the block, stacks spread over the cache's sets.
 #include "device/device.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <csetjmp>
+#include <array>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
-#include <random>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -35,7 +43,11 @@ constexpr int kWarp = 32;
 constexpr int64_t kGuardBytes = 256;
 constexpr int64_t kMaxThreads = 1024;
 constexpr int64_t kMaxSharedBytes = 227 * 1024;  // what a block of sm_90 may ask for
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 512 * 1024;  // instrumented frames are several times larger
+#else
 constexpr size_t kStackBytes = 128 * 1024;
+#endif
 constexpr unsigned char kGuardByte = 0xFB;
 
 // 0x7FF4 repeated is NaN as float64, float32, bfloat16 and float16, and a huge integer.
@@ -44,8 +56,20 @@ void poison(void* memory, int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i) out[i] = i % 2 ? 0x7F : 0xF4;
 }
 
-bool guard_intact(const unsigned char* guard) {
-  return std::all_of(guard, guard + kGuardBytes, [](unsigned char b) { return b == kGuardByte; });
+// Two guard bands are intact around [payload, payload + bytes).
+bool guards_intact(const unsigned char* payload, int64_t bytes) {
+  static const auto expected = [] {
+    std::array<unsigned char, kGuardBytes> band;
+    band.fill(kGuardByte);
+    return band;
+  }();
+  return memcmp(payload - kGuardBytes, expected.data(), kGuardBytes) == 0 &&
+         memcmp(payload + bytes, expected.data(), kGuardBytes) == 0;
+}
+
+void restore_guards(unsigned char* payload, int64_t bytes) {
+  std::fill_n(payload - kGuardBytes, kGuardBytes, kGuardByte);
+  std::fill_n(payload + bytes, kGuardBytes, kGuardByte);
 }
 
 std::string site_name(const Site& site) {
@@ -55,7 +79,7 @@ std::string site_name(const Site& site) {
 
 bool same_site(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::string_view(a.file_name()) == b.file_name();
+         (a.file_name() == b.file_name() || std::string_view(a.file_name()) == b.file_name());
 }
 
 // "0-30, 32"
@@ -96,7 +120,7 @@ Allocation allocation_of(const void* memory, const char* kernel) {
 
 // ---- one launch ----------------------------------------------------------------------------
 
-enum class State { ready, at_barrier, at_exchange, done };
+enum class State : uint8_t { ready, at_barrier, at_exchange, done };
 
 struct Copy {
   void* shared;
@@ -105,21 +129,19 @@ struct Copy {
   int group;
 };
 
-struct BlockRun;
-
 struct Fiber {
   int index = 0;
-  State state = State::ready;
-  Site site;
-  int pieces_taken = 0;
+  bool started = false;
+  size_t pieces_taken = 0;
   unsigned exchanges = 0;
   int copy_group = 0;
+  Site site;
   std::vector<Copy> copies;
 
-  bool started = false;
+  void* jump[5] = {};  // for __builtin_setjmp
   ucontext_t context{};
-  jmp_buf jump{};
-  void* stack = nullptr;
+  unsigned char* stack = nullptr;
+  size_t stack_bytes = 0;
 };
 
 struct Warp {
@@ -132,26 +154,84 @@ struct SharedPiece {
   int64_t bytes;
 };
 
+using Image = std::vector<std::vector<unsigned char>>;
+
 struct LaunchRun {
   const Launch& config;
   const std::vector<Allocation>& outputs;
   const std::function<void()>& thread_body;
-  bool count_traffic;
-  LaunchReport& report;
-  std::mutex report_mutex;
+  LaunchReport* report = nullptr;  // where traffic is counted, if it is
+
+  // When a fault is hunted: look for damage after every step, or note who stores to `watched`.
+  bool look_after_each_step = false;
+  const unsigned char* watched = nullptr;
+  int64_t watched_block = -1;
+  int watched_thread = -1;
 };
 
+// What a block moved. A sector that was met lately is not noted again.
+struct Traffic {
+  int64_t bytes = 0;
+  std::vector<uintptr_t> sectors;
+  std::array<uintptr_t, 256> recent;
+
+  void clear() {
+    bytes = 0;
+    sectors.clear();
+    recent.fill(0);
+  }
+
+  void add(const void* address, int count) {
+    bytes += count;
+    const auto first = reinterpret_cast<uintptr_t>(address) / 32;
+    const auto last = (reinterpret_cast<uintptr_t>(address) + count - 1) / 32;
+    for (auto sector = first; sector <= last; ++sector) {
+      uintptr_t& place = recent[sector % recent.size()];
+      if (place == sector) continue;
+      place = sector;
+      sectors.push_back(sector);
+    }
+  }
+
+  int64_t distinct_sectors() {
+    std::sort(sectors.begin(), sectors.end());
+    return std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+  }
+};
+
+// A block while it runs; reused, so that its buffers are allocated once per OS thread.
 struct BlockRun {
   LaunchRun* launch = nullptr;
   int64_t index = 0;
+  std::vector<State> states;
+  int done = 0;
+  int at_barrier = 0;
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   std::vector<SharedPiece> pieces;
-  std::vector<uint64_t> sectors_loaded;
-  std::vector<uint64_t> sectors_stored;
-  int64_t bytes_loaded = 0;
-  int64_t bytes_stored = 0;
+  Traffic loads;
+  Traffic stores;
   std::exception_ptr fault;
+
+  void start(LaunchRun& of, int64_t block) {
+    const int threads = of.config.threads;
+    launch = &of;
+    index = block;
+    states.assign(threads, State::ready);
+    done = 0;
+    at_barrier = 0;
+    warps.resize(threads / kWarp);
+    for (Warp& warp : warps) warp.arrived = 0;
+    shared.clear();
+    // Every piece needs two guard bands; a kernel takes a handful of pieces.
+    shared.reserve(of.config.shared_bytes + 16 * (2 * kGuardBytes + 16));
+    pieces.clear();
+    if (of.report != nullptr) {
+      loads.clear();
+      stores.clear();
+    }
+    fault = nullptr;
+  }
 };
 
 // The fibers of one OS thread, reused from block to block.
@@ -163,9 +243,15 @@ class FiberPool {
     while (static_cast<int>(fibers_.size()) < count) {
       auto fiber = std::make_unique<Fiber>();
       fiber->index = static_cast<int>(fibers_.size());
-      fiber->stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+      const size_t page = page_bytes();
+      void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (fiber->stack == MAP_FAILED) throw std::bad_alloc();
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      // A kernel that overruns its stack stops there instead of writing into its neighbour's.
+      mprotect(memory, page, PROT_NONE);
+      fiber->stack = static_cast<unsigned char*>(memory) + page;
+      // Stacks at equal offsets of a page would all compete for the same sets of the cache.
+      fiber->stack_bytes = kStackBytes - fiber->index % 32 * 1088;
       fibers_.push_back(std::move(fiber));
     }
     return fibers_;
@@ -173,15 +259,26 @@ class FiberPool {
 
   // After a fault the fibers' stacks hold half-run threads: drop them.
   void clear() {
-    for (auto& fiber : fibers_) munmap(fiber->stack, kStackBytes);
+    for (auto& fiber : fibers_) {
+#if defined(__SANITIZE_ADDRESS__)
+      __asan_unpoison_memory_region(fiber->stack, kStackBytes);
+#endif
+      munmap(fiber->stack - page_bytes(), page_bytes() + kStackBytes);
+    }
     fibers_.clear();
   }
 
  private:
+  static size_t page_bytes() {
+    static const auto bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return bytes;
+  }
+
   std::vector<std::unique_ptr<Fiber>> fibers_;
 };
 
 thread_local FiberPool pool;
+thread_local BlockRun reused_block;
 thread_local BlockRun* block = nullptr;
 thread_local Fiber* fiber = nullptr;
 
@@ -201,12 +298,12 @@ void resume(Fiber& next) {
     next.started = true;
     getcontext(&next.context);
     next.context.uc_stack.ss_sp = next.stack;
-    next.context.uc_stack.ss_size = kStackBytes;
+    next.context.uc_stack.ss_size = next.stack_bytes;
     next.context.uc_link = nullptr;
     makecontext(&next.context, fiber_main, 0);
   }
   void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, next.stack, kStackBytes);
+  __sanitizer_start_switch_fiber(&fake, next.stack, next.stack_bytes);
   swapcontext(&scheduler_context, &next.context);
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 }
@@ -224,33 +321,40 @@ void enter_fiber() {
 
 #else
 
-thread_local jmp_buf scheduler_jump;
+thread_local void* scheduler_jump[5];
 
+// The compiler's own pair saves no more than frame, stack and place; it must not be inlined into
+// one function, and the registers of both callers count as lost.
 __attribute__((noinline)) void resume(Fiber& next) {
   fiber = &next;
-  if (_setjmp(scheduler_jump) != 0) return;
-  if (next.started) _longjmp(next.jump, 1);
+  if (__builtin_setjmp(scheduler_jump) != 0) return;
+  if (next.started) __builtin_longjmp(next.jump, 1);
   next.started = true;
   getcontext(&next.context);
   next.context.uc_stack.ss_sp = next.stack;
-  next.context.uc_stack.ss_size = kStackBytes;
+  next.context.uc_stack.ss_size = next.stack_bytes;
   next.context.uc_link = nullptr;
   makecontext(&next.context, fiber_main, 0);
   setcontext(&next.context);
 }
 
+__attribute__((noinline)) void back_to_scheduler() { __builtin_longjmp(scheduler_jump, 1); }
+
 __attribute__((noinline)) void yield_to_scheduler() {
-  if (_setjmp(fiber->jump) == 0) _longjmp(scheduler_jump, 1);
+  if (__builtin_setjmp(fiber->jump) == 0) back_to_scheduler();
 }
 
 void enter_fiber() {}
 
 #endif
 
+KernelFault block_fault(const std::string& what) {
+  return KernelFault("kernel " + std::string(block->launch->config.kernel) + ", block " +
+                     std::to_string(block->index) + what);
+}
+
 [[noreturn]] void fault(const std::string& what) {
-  throw KernelFault("kernel " + std::string(block->launch->config.kernel) + ", block " +
-                    std::to_string(block->index) + ", thread " + std::to_string(fiber->index) +
-                    ": " + what);
+  throw block_fault(", thread " + std::to_string(fiber->index) + ": " + what);
 }
 
 void fiber_main() {
@@ -262,108 +366,123 @@ void fiber_main() {
     } catch (...) {
       block->fault = std::current_exception();
     }
-    fiber->state = State::done;
+    block->states[fiber->index] = State::done;
+    ++block->done;
     yield_to_scheduler();
   }
 }
 
 // ---- one block -----------------------------------------------------------------------------
 
-std::string diagnose(const std::vector<std::unique_ptr<Fiber>>& fibers, int threads) {
+KernelFault divergence(const std::vector<std::unique_ptr<Fiber>>& fibers) {
   std::map<std::string, std::vector<int>> groups;
-  for (int i = 0; i < threads; ++i) {
-    const Fiber& f = *fibers[i];
-    const std::string where = f.state == State::done ? std::string("finished")
-                              : f.state == State::at_barrier
-                                  ? "wait at the barrier of " + site_name(f.site)
-                                  : "wait in the warp exchange of " + site_name(f.site);
-    groups[where].push_back(i);
+  for (size_t i = 0; i < block->states.size(); ++i) {
+    const State state = block->states[i];
+    const std::string site = site_name(fibers[i]->site);
+    groups[state == State::ready        ? "are on their way"
+           : state == State::done       ? "finished"
+           : state == State::at_barrier ? "wait at the barrier of " + site
+                                        : "wait in the warp exchange of " + site]
+        .push_back(static_cast<int>(i));
   }
   std::string text;
   for (const auto& [where, members] : groups)
     text += (text.empty() ? "threads " : "; threads ") + thread_list(members) + " " + where;
-  return "kernel " + std::string(block->launch->config.kernel) + ", block " +
-         std::to_string(block->index) + ": not all threads reach the same word: " + text;
+  return block_fault(": not all threads reach the same word: " + text);
 }
 
-void release_barrier(const std::vector<std::unique_ptr<Fiber>>& fibers, int threads) {
-  for (int i = 0; i < threads; ++i)
-    if (!same_site(fibers[i]->site, fibers[0]->site)) throw KernelFault(diagnose(fibers, threads));
-  for (int i = 0; i < threads; ++i) fibers[i]->state = State::ready;
+void release_barrier(const std::vector<std::unique_ptr<Fiber>>& fibers) {
+  const Site& site = fibers[0]->site;
+  for (size_t i = 1; i < block->states.size(); ++i)
+    if (!same_site(fibers[i]->site, site)) throw divergence(fibers);
+  std::fill(block->states.begin(), block->states.end(), State::ready);
+  block->at_barrier = 0;
 }
 
-void check_shared_guards() {
+// What lies outside its bounds: "" if nothing does.
+std::string shared_damage() {
   for (size_t i = 0; i < block->pieces.size(); ++i) {
-    const unsigned char* piece = block->shared.data() + block->pieces[i].offset;
-    if (guard_intact(piece - kGuardBytes) && guard_intact(piece + block->pieces[i].bytes)) continue;
-    throw KernelFault("kernel " + std::string(block->launch->config.kernel) + ", block " +
-                      std::to_string(block->index) + ": a thread stored outside piece " +
-                      std::to_string(i) + " of shared memory (" +
-                      std::to_string(block->pieces[i].bytes) + " bytes)");
+    const SharedPiece& piece = block->pieces[i];
+    if (!guards_intact(block->shared.data() + piece.offset, piece.bytes))
+      return "outside piece " + std::to_string(i) + " of shared memory (" +
+             std::to_string(piece.bytes) + " bytes)";
   }
+  return "";
 }
 
-int64_t distinct(std::vector<uint64_t>& sectors) {
-  std::sort(sectors.begin(), sectors.end());
-  return std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+std::string output_damage(const LaunchRun& launch) {
+  for (size_t i = 0; i < launch.outputs.size(); ++i) {
+    const Allocation& output = launch.outputs[i];
+    if (!guards_intact(output.payload, output.bytes))
+      return "outside output " + std::to_string(i) + " (" + std::to_string(output.bytes) +
+             " bytes)";
+  }
+  return "";
 }
 
-void run_block(LaunchRun& launch, int64_t index, const std::vector<int>& order) {
+void look_for_damage(const LaunchRun& launch) {
+  std::string damage = shared_damage();
+  if (damage.empty()) damage = output_damage(launch);
+  if (!damage.empty()) fault("stores " + damage);
+}
+
+void run_threads(LaunchRun& launch, const std::vector<int>& order) {
   const int threads = launch.config.threads;
   auto& fibers = pool.get(threads);
-  BlockRun run;
-  run.launch = &launch;
-  run.index = index;
-  run.warps.resize(threads / kWarp);
-  // Every piece needs two guard bands; a kernel takes a handful of pieces.
-  run.shared.reserve(launch.config.shared_bytes + 16 * (2 * kGuardBytes + 16));
   for (int i = 0; i < threads; ++i) {
     Fiber& f = *fibers[i];
-    f.state = State::ready;
     f.pieces_taken = 0;
     f.exchanges = 0;
     f.copy_group = 0;
     f.copies.clear();
   }
-  block = &run;
-  try {
-    for (;;) {
-      bool progressed = false;
-      for (int i : order) {
-        if (fibers[i]->state != State::ready) continue;
-        progressed = true;
-        resume(*fibers[i]);
-        if (run.fault) std::rethrow_exception(run.fault);
-      }
-      int done = 0;
-      int at_barrier = 0;
-      for (int i = 0; i < threads; ++i) {
-        done += fibers[i]->state == State::done;
-        at_barrier += fibers[i]->state == State::at_barrier;
-      }
-      if (done == threads) break;
-      if (at_barrier == threads) {
-        release_barrier(fibers, threads);
-      } else if (!progressed) {
-        throw KernelFault(diagnose(fibers, threads));
-      }
+  BlockRun& run = *block;
+  while (run.done < threads) {
+    bool progressed = false;
+    for (int i : order) {
+      if (run.states[i] != State::ready) continue;
+      progressed = true;
+      resume(*fibers[i]);
+      if (run.fault) std::rethrow_exception(run.fault);
+      if (launch.look_after_each_step) look_for_damage(launch);
     }
-    check_shared_guards();
+    if (run.at_barrier == threads) {
+      release_barrier(fibers);
+    } else if (!progressed) {
+      throw divergence(fibers);
+    }
+  }
+}
+
+void run_block(LaunchRun& launch, int64_t index, const std::vector<int>& order) {
+  block = &reused_block;
+  try {
+    block->start(launch, index);
+    run_threads(launch, order);
+    const std::string damage = shared_damage();
+    if (!damage.empty()) {
+      LaunchRun hunt{launch.config, launch.outputs, launch.thread_body};
+      hunt.look_after_each_step = true;
+      block->start(hunt, index);
+      run_threads(hunt, order);
+      throw block_fault(": a thread stores " + damage);
+    }
   } catch (...) {
     block = nullptr;
     pool.clear();
     throw;
   }
-  block = nullptr;
-  if (launch.count_traffic) {
-    const int64_t loaded = distinct(run.sectors_loaded);
-    const int64_t stored = distinct(run.sectors_stored);
-    std::lock_guard lock(launch.report_mutex);
-    launch.report.bytes_loaded += run.bytes_loaded;
-    launch.report.bytes_stored += run.bytes_stored;
-    launch.report.sectors_loaded += loaded;
-    launch.report.sectors_stored += stored;
+  if (launch.report != nullptr) {
+    const int64_t loaded = block->loads.distinct_sectors();
+    const int64_t stored = block->stores.distinct_sectors();
+    static std::mutex report_mutex;
+    std::lock_guard lock(report_mutex);
+    launch.report->bytes_loaded += block->loads.bytes;
+    launch.report->bytes_stored += block->stores.bytes;
+    launch.report->sectors_loaded += loaded;
+    launch.report->sectors_stored += stored;
   }
+  block = nullptr;
 }
 
 // ---- the grid, three times -----------------------------------------------------------------
@@ -371,40 +490,66 @@ void run_block(LaunchRun& launch, int64_t index, const std::vector<int>& order) 
 enum class Order { ascending, descending, random };
 
 template <class Integer>
-std::vector<Integer> ordered(int64_t count, Order order, unsigned seed) {
+std::vector<Integer> ordered(int64_t count, Order order, uint64_t seed) {
   std::vector<Integer> indices(count);
   std::iota(indices.begin(), indices.end(), Integer{0});
   if (order == Order::descending) std::reverse(indices.begin(), indices.end());
-  if (order == Order::random) std::shuffle(indices.begin(), indices.end(), std::mt19937(seed));
+  if (order == Order::random)
+    for (int64_t i = count - 1; i > 0; --i) {
+      seed = seed * 6364136223846793005u + 1442695040888963407u;
+      std::swap(indices[i], indices[(seed >> 33) % static_cast<uint64_t>(i + 1)]);
+    }
   return indices;
 }
 
-void run_grid(LaunchRun& launch, Order order) {
-  const auto blocks = ordered<int64_t>(launch.config.blocks, order, 20u);
+// libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
+std::atomic<bool> in_forked_child{false};
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
+// Of several faults the one that the order meets first is thrown, so a message never changes.
+void run_blocks(LaunchRun& launch, Order order, bool serially) {
+  const auto blocks = ordered<int64_t>(launch.config.blocks, order, 20);
+  const auto count = static_cast<int64_t>(blocks.size());
+  const auto in_order = ordered<int>(launch.config.threads, order, 20);
+  int64_t first_fault = count;
   std::exception_ptr fault;
   std::mutex fault_mutex;
-#pragma omp parallel for schedule(dynamic)
-  for (size_t i = 0; i < blocks.size(); ++i) {
+#pragma omp parallel for schedule(dynamic) if (count > 1 && !serially)
+  for (int64_t i = 0; i < count; ++i) {
     {
       std::lock_guard lock(fault_mutex);
-      if (fault) continue;
+      if (i > first_fault) continue;
     }
     try {
-      const auto seed = static_cast<unsigned>(blocks[i]);
-      run_block(launch, blocks[i], ordered<int>(launch.config.threads, order, seed));
+      const auto seed = static_cast<uint64_t>(blocks[i]);
+      run_block(
+          launch, blocks[i],
+          order == Order::random ? ordered<int>(launch.config.threads, order, seed) : in_order);
     } catch (...) {
       std::lock_guard lock(fault_mutex);
-      if (!fault) fault = std::current_exception();
+      if (i < first_fault) {
+        first_fault = i;
+        fault = std::current_exception();
+      }
     }
   }
   if (fault) std::rethrow_exception(fault);
+}
+
+void run_grid(LaunchRun& launch, Order order, const Image& before) {
+  run_blocks(launch, order, in_forked_child);
+  const std::string damage = output_damage(launch);
+  if (damage.empty()) return;
   for (size_t i = 0; i < launch.outputs.size(); ++i) {
     const Allocation& output = launch.outputs[i];
-    if (!guard_intact(output.payload - kGuardBytes) || !guard_intact(output.payload + output.bytes))
-      throw KernelFault("kernel " + std::string(launch.config.kernel) +
-                        ": a thread stored outside output " + std::to_string(i) + " (" +
-                        std::to_string(output.bytes) + " bytes)");
+    restore_guards(output.payload, output.bytes);
+    std::copy(before[i].begin(), before[i].end(), output.payload);
   }
+  LaunchRun hunt{launch.config, launch.outputs, launch.thread_body};
+  hunt.look_after_each_step = true;
+  run_blocks(hunt, order, true);
+  throw KernelFault("kernel " + std::string(launch.config.kernel) + ": a thread stores " + damage);
 }
 
 std::mutex reports_mutex;
@@ -450,6 +595,8 @@ int block_size() { return block->launch->config.threads; }
 int64_t block_index() { return block->index; }
 int64_t grid_size() { return block->launch->config.blocks; }
 
+void begin_shared() { fiber->pieces_taken = 0; }
+
 void* take_shared(int64_t bytes) {
   const size_t ordinal = fiber->pieces_taken++;
   if (ordinal < block->pieces.size()) {
@@ -475,25 +622,25 @@ void* take_shared(int64_t bytes) {
 }
 
 void barrier(const Site& site) {
-  fiber->state = State::at_barrier;
   fiber->site = site;
+  block->states[fiber->index] = State::at_barrier;
+  ++block->at_barrier;
   yield_to_scheduler();
 }
 
 void exchange(const void* value, int bytes, const Site& site) {
-  const auto& fibers = pool.get(0);
   const int first = fiber->index / kWarp * kWarp;
   Warp& warp = block->warps[fiber->index / kWarp];
   // Two generations of slots: a lane can be one exchange ahead of another, never two.
   memcpy(warp.slots[fiber->exchanges++ & 1][fiber->index % kWarp], value, bytes);
-  fiber->state = State::at_exchange;
+  block->states[fiber->index] = State::at_exchange;
   fiber->site = site;
   if (++warp.arrived < kWarp) return yield_to_scheduler();
   warp.arrived = 0;
+  const auto& fibers = pool.get(0);
   for (int i = first; i < first + kWarp; ++i)
-    if (!same_site(fibers[i]->site, site))
-      throw KernelFault(diagnose(fibers, block->launch->config.threads));
-  for (int i = first; i < first + kWarp; ++i) fibers[i]->state = State::ready;
+    if (!same_site(fibers[i]->site, site)) throw divergence(fibers);
+  std::fill_n(block->states.begin() + first, kWarp, State::ready);
 }
 
 const void* slot(int lane) {
@@ -501,39 +648,41 @@ const void* slot(int lane) {
   return warp.slots[(fiber->exchanges - 1) & 1][lane];
 }
 
-void check_alignment(const void* address, int bytes, const char* word) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
-    fault(std::string(word) + " of " + std::to_string(bytes) + " bytes at a misaligned address");
+void misaligned(const void* address, size_t bytes, const char* word) {
+  const auto offset = reinterpret_cast<uintptr_t>(address) % bytes;
+  fault(std::string(word) + " that needs an address aligned to " + std::to_string(bytes) +
+        " bytes meets one that is off by " + std::to_string(offset));
 }
-
-namespace {
-void count(const void* address, int bytes, int64_t& total, std::vector<uint64_t>& sectors) {
-  if (!block->launch->count_traffic) return;
-  total += bytes;
-  const auto first = reinterpret_cast<uintptr_t>(address) / 32;
-  const auto last = (reinterpret_cast<uintptr_t>(address) + bytes - 1) / 32;
-  for (auto sector = first; sector <= last; ++sector) sectors.push_back(sector);
-}
-}  // namespace
 
 void count_load(const void* address, int bytes) {
-  count(address, bytes, block->bytes_loaded, block->sectors_loaded);
+  if (block->launch->report != nullptr) block->loads.add(address, bytes);
 }
 
 void count_store(const void* address, int bytes) {
   const auto* begin = static_cast<const unsigned char*>(address);
-  const bool inside = std::any_of(
-      block->launch->outputs.begin(), block->launch->outputs.end(), [&](const Allocation& output) {
+  LaunchRun& launch = *block->launch;
+  const bool inside =
+      std::any_of(launch.outputs.begin(), launch.outputs.end(), [&](const Allocation& output) {
         return begin >= output.payload && begin + bytes <= output.payload + output.bytes;
       });
   if (!inside) fault("stores " + std::to_string(bytes) + " bytes outside the launch's outputs");
-  count(address, bytes, block->bytes_stored, block->sectors_stored);
+  if (launch.report != nullptr) block->stores.add(address, bytes);
+  if (launch.watched >= begin && launch.watched < begin + bytes) {
+    launch.watched_block = block->index;
+    launch.watched_thread = fiber->index;
+  }
 }
 
 void cp_async(void* shared, const void* global, int bytes) {
   check_alignment(shared, bytes, "cp_async to shared memory");
   check_alignment(global, bytes, "cp_async from global memory");
   count_load(global, bytes);
+  const int64_t offset = static_cast<unsigned char*>(shared) - block->shared.data();
+  const bool inside =
+      std::any_of(block->pieces.begin(), block->pieces.end(), [&](const SharedPiece& piece) {
+        return offset >= piece.offset && offset + bytes <= piece.offset + piece.bytes;
+      });
+  if (!inside) fault("copies " + std::to_string(bytes) + " bytes to outside shared memory");
   poison(shared, bytes);
   fiber->copies.push_back({shared, global, bytes, fiber->copy_group});
 }
@@ -564,33 +713,49 @@ void run(const Launch& config, const std::vector<void*>& outputs,
 
   std::vector<Allocation> memory;
   for (void* output : outputs) memory.push_back(allocation_of(output, config.kernel));
-  using Image = std::vector<std::vector<unsigned char>>;
   const auto image = [&] {
     Image bytes;
     for (const Allocation& m : memory) bytes.emplace_back(m.payload, m.payload + m.bytes);
     return bytes;
   };
 
+  const auto restore = [&](const Image& bytes) {
+    for (size_t i = 0; i < memory.size(); ++i)
+      std::copy(bytes[i].begin(), bytes[i].end(), memory[i].payload);
+  };
+
   const Image before = image();
   LaunchReport report{kernel, config.blocks, config.threads, config.shared_bytes};
   Image first;
   for (Order order : {Order::ascending, Order::descending, Order::random}) {
-    for (size_t i = 0; i < memory.size(); ++i)
-      std::copy(before[i].begin(), before[i].end(), memory[i].payload);
-    LaunchRun launch{config, memory, thread_body, order == Order::ascending, report, {}};
-    run_grid(launch, order);
+    LaunchRun launch{config, memory, thread_body};
+    if (order == Order::ascending) {
+      launch.report = &report;
+    } else {
+      restore(before);
+    }
+    run_grid(launch, order, before);
     if (order == Order::ascending) {
       first = image();
       continue;
     }
-    const Image now = image();
     for (size_t i = 0; i < memory.size(); ++i) {
-      const auto [a, b] = std::mismatch(first[i].begin(), first[i].end(), now[i].begin());
-      if (a == first[i].end()) continue;
-      throw KernelFault("kernel " + kernel + ": output " + std::to_string(i) +
+      const unsigned char* now = memory[i].payload;
+      if (std::equal(first[i].begin(), first[i].end(), now)) continue;
+      const int64_t byte =
+          std::mismatch(first[i].begin(), first[i].end(), now).first - first[i].begin();
+      restore(before);
+      LaunchRun hunt{config, memory, thread_body};
+      hunt.watched = now + byte;
+      run_blocks(hunt, Order::ascending, true);
+      const std::string writer = hunt.watched_block < 0
+                                     ? ""
+                                     : ", block " + std::to_string(hunt.watched_block) +
+                                           ", thread " + std::to_string(hunt.watched_thread);
+      throw KernelFault("kernel " + kernel + writer + ": output " + std::to_string(i) +
                         " depends on the order in which threads run (first at byte " +
-                        std::to_string(a - first[i].begin()) + " of " +
-                        std::to_string(first[i].size()) + "); is a barrier missing?");
+                        std::to_string(byte) + " of " + std::to_string(first[i].size()) +
+                        "); is a barrier missing?");
     }
   }
   std::lock_guard lock(reports_mutex);

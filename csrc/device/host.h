@@ -50,6 +50,7 @@ int block_size();
 int64_t block_index();
 int64_t grid_size();
 
+void begin_shared();
 void* take_shared(int64_t bytes);
 void barrier(const Site& site);
 // Deposits this lane's value and returns once all 32 lanes did; slot(i) is lane i's value.
@@ -58,7 +59,10 @@ const void* slot(int lane);
 
 void count_load(const void* address, int bytes);
 void count_store(const void* address, int bytes);
-void check_alignment(const void* address, int bytes, const char* word);
+[[noreturn]] void misaligned(const void* address, size_t bytes, const char* word);
+inline void check_alignment(const void* address, size_t bytes, const char* word) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) misaligned(address, bytes, word);
+}
 
 void cp_async(void* shared, const void* global, int bytes);
 void cp_async_commit();
@@ -77,6 +81,8 @@ inline int lane() { return host::thread_index() & 31; }
 
 class SharedMemory {
  public:
+  SharedMemory() { host::begin_shared(); }
+
   template <class T>
   T* take(int count) {
     return static_cast<T*>(host::take_shared(static_cast<int64_t>(count) * sizeof(T)));
@@ -130,11 +136,13 @@ inline bool all(bool predicate, host::Site site = host::Site::current()) {
 
 template <class T>
 T load(const T* address) {
+  host::check_alignment(address, alignof(T), "load");
   host::count_load(address, sizeof(T));
   return *address;
 }
 template <class T>
 void store(T* address, T value) {
+  host::check_alignment(address, alignof(T), "store");
   host::count_store(address, sizeof(T));
   *address = value;
 }

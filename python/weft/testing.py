@@ -7,6 +7,7 @@ nothing here holds a tolerance of its own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from weft import _C
+
+if hasattr(torch.ops.weft, "device_selftest"):
+
+    @torch.library.register_fake("weft::device_selftest")
+    def _(input: Tensor, word: str) -> Tensor:
+        return torch.empty_like(input)
 
 
 @dataclass(frozen=True)
@@ -39,30 +46,43 @@ class Launch:
 
 
 class HostRun:
-    """The launches made so far inside a `host_execution` block."""
+    """The launches made so far inside a `host_execution` block, in any thread."""
+
+    def __init__(self) -> None:
+        self._first = len(_C.launch_reports())
 
     @property
     def launches(self) -> list[Launch]:
-        return [Launch(**report) for report in _C.launch_reports()]
+        return [Launch(**report) for report in _C.launch_reports()[self._first :]]
+
+
+_lock = threading.Lock()
+_open_blocks = 0
 
 
 @contextmanager
 def host_execution() -> Iterator[HostRun]:
     """Runs every weft op on CPU tensors through the CUDA kernels' own source.
 
-    Process-wide. Strict: see "Host execution" in CONTRIBUTING.md. A fault of a kernel is a
-    RuntimeError that names the kernel, the block and the threads.
+    Process-wide; blocks may nest and overlap. Strict: see "Host execution" in CONTRIBUTING.md. A
+    fault of a kernel is a RuntimeError that names the kernel, the block and the threads.
 
     Raises:
         RuntimeError: if weft was built without `WEFT_HOST_EXECUTION=1`.
     """
-    before = _C.host_execution()
-    _C.set_host_execution(True)
-    _C.clear_launch_reports()
+    global _open_blocks
+    with _lock:
+        _C.set_host_execution(True)
+        if _open_blocks == 0:
+            _C.clear_launch_reports()
+        _open_blocks += 1
+        run = HostRun()
     try:
-        yield HostRun()
+        yield run
     finally:
-        _C.set_host_execution(before)
+        with _lock:
+            _open_blocks -= 1
+            _C.set_host_execution(_open_blocks > 0)
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Builds, checks and measures weft on this machine's GPU, with the Python and torch that are there:
+# nothing is installed and nothing outside OUT and build/gpu is written. `make gpu OUT=folder`.
+#
+# A step that fails does not stop the others; at the end the failed ones are named. All steps
+# together take at most 10 minutes: each has its own limit and none runs past the whole's.
+#   DRY_RUN=1   prints the steps and their limits, runs none
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+
+OUT=${1:?usage: benchmarks/gpu.sh OUT}
+PYTHON=${PYTHON:-python3}
+DRY_RUN=${DRY_RUN:-0}
+WHOLE_LIMIT=590
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+failed=()
+
+# step NAME SECONDS COMMAND...: runs it under a limit, its output in OUT/NAME.log.
+step() {
+  local name=$1 limit=$2 left=$((WHOLE_LIMIT - SECONDS)) status started=$SECONDS
+  shift 2
+  if ((left < limit)); then limit=$left; fi
+  if [[ $DRY_RUN == 1 ]]; then
+    echo "==> ${name} (at most ${limit} s): $*"
+    return
+  fi
+  if ((limit < 5)); then
+    echo "==> ${name}: no time left"
+    failed+=("${name} (no time left)")
+    return
+  fi
+  echo "==> ${name} (at most ${limit} s)"
+  timeout --kill-after=5 "$limit" "$@" > "$OUT/${name}.log" 2>&1
+  status=$?
+  if ((status == 0)); then
+    echo "    passed in $((SECONDS - started)) s"
+  else
+    tail -n 15 "$OUT/${name}.log" | sed 's/^/    /'
+    if ((status == 124 || status == 137)); then
+      failed+=("${name} (ran past ${limit} s)")
+    else
+      failed+=("${name} (exit ${status})")
+    fi
+  fi
+}
+
+build() {
+  $PYTHON setup.py -q build_ext --build-lib build/gpu/python --build-temp build/gpu/temp &&
+    tar -C python -c --exclude=_built_for.py --exclude='*.so' weft | tar -C build/gpu/python -x
+}
+
+machine() {
+  nvidia-smi
+  nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,clocks.max.mem,power.limit --format=csv
+  nvcc --version
+  $PYTHON -m weft info
+}
+
+sanitizer() {
+  local tool=$1
+  shift
+  compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name-exclude regex=at:: \
+    $PYTHON -m pytest -x -p no:cacheprovider "$@"
+}
+
+export PYTHON
+export WEFT_CUDA=1 WEFT_HOST_EXECUTION=1 WEFT_BUILD_DIR=build/gpu/kernels
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} MAX_JOBS=${MAX_JOBS:-16}
+export PYTHONPATH=$PWD/build/gpu/python:$PWD/tests
+export -f build machine sanitizer
+
+# The words of the device vocabulary, and one small test a family: a sanitizer slows kernels 100-fold.
+words=(tests/test_device.py -k "cuda and not host")
+small=(tests/test_pool.py -k "cuda and not host and samples and float32 and max_pool2d")
+
+step build 240 bash -c build
+step machine 60 bash -c machine
+step words 60 "$PYTHON" -m pytest "${words[@]}"
+step check 120 "$PYTHON" -m weft check
+step bench 180 "$PYTHON" -m weft bench --full --json "$OUT/bench.json"
+step memcheck 60 bash -c 'sanitizer memcheck "$@"' _ "${words[@]}"
+step racecheck 60 bash -c 'sanitizer racecheck "$@"' _ "${words[@]}"
+step memcheck-pool 60 bash -c 'sanitizer memcheck "$@"' _ "${small[@]}"
+step resources 20 "$PYTHON" benchmarks/kernel_report.py build/gpu/kernels --json "$OUT/resources.json"
+step tests 180 "$PYTHON" -m pytest -k "cuda and not host" tests
+
+if ((${#failed[@]})); then
+  printf '==> failed: %s\n' "${failed[@]}"
+  exit 1
+fi
+echo "==> all passed in ${SECONDS} s; results in ${OUT}"

@@ -1,0 +1,21 @@
+// Proof of the device vocabulary: kernels whose results are known, one per word.
+#pragma once
+
+#include <cstdint>
+
+#include "core/context.h"
+
+namespace weft {
+
+// `in` and `out` are `bytes` long; how a word reads them stands at its kernel. False: no such word.
+struct SelftestKernels {
+  bool (*run)(const char* word, const void* in, void* out, int64_t bytes, const Context&);
+};
+
+// selftest.cu: each word used as it should be, on hardware and on the host.
+WEFT_DECLARE_CUDA_TABLE(SelftestKernels, selftest_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, selftest_kernels)
+// faults.cpp: each fault that host execution promises to catch, planted; on the host alone.
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, fault_kernels)
+
+}  // namespace weft

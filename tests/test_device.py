@@ -1,0 +1,419 @@
+"""The device vocabulary: every word means what it says, and host execution catches each fault.
+
+The words run on every backend that executes CUDA source; on a GPU the same tests prove that the
+hardware means what the host executes. The faults are planted in csrc/device/faults.cpp.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import weft.functional as W
+import weft.testing
+
+BLOCK = 64
+WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+POISON = 0x7FF47FF4
+BACKENDS = ["cuda-on-host"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the device vocabulary runs."""
+    host = request.param == "cuda-on-host"
+    with weft.testing.host_execution() if host else nullcontext():
+        yield torch.device("cpu" if host else "cuda")
+
+
+def run(word: str, input: Tensor) -> Tensor:
+    return torch.ops.weft.device_selftest(input, word)
+
+
+def elements(width: int, count: int, device: torch.device) -> Tensor:
+    """`count` rows of `width` random bytes."""
+    return torch.randint(0, 256, (count, width), dtype=torch.uint8).to(device)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def test_indices(device: torch.device) -> None:
+    blocks = 3
+    got = run("indices", torch.zeros(blocks * BLOCK, dtype=torch.int64, device=device))
+    expected = []
+    for block in range(blocks):
+        for thread in range(BLOCK):
+            code = 0
+            for digit in (blocks, block, BLOCK, thread, thread % 32):
+                code = code * 1000 + digit
+            expected.append(code)
+    assert got.tolist() == expected
+
+
+def test_shared_memory(device: torch.device) -> None:
+    x = torch.randint(-1000, 1000, (5, BLOCK), dtype=torch.int32, device=device)
+    mirrored = torch.arange(BLOCK, dtype=torch.int32, device=device)
+    assert torch.equal(run("shared", x), (x + mirrored).flip(1))
+
+
+def test_barrier(device: torch.device) -> None:
+    x = torch.randint(-1000, 1000, (5, BLOCK), dtype=torch.int32, device=device)
+    assert torch.equal(run("barrier", x), x.cumsum(1).int())
+
+
+LANES = torch.arange(32)
+SOURCES = {
+    "shuffle": (LANES * 5 + 3) % 32,
+    "shuffle_xor": LANES ^ 9,
+    "shuffle_down": torch.where(LANES + 5 < 32, LANES + 5, LANES),
+    "shuffle_up": torch.where(LANES - 5 >= 0, LANES - 5, LANES),
+}
+
+
+@pytest.mark.parametrize("word", SOURCES)
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_shuffles(word: str, width: int, device: torch.device) -> None:
+    x = elements(width, 2 * BLOCK, device)
+    expected = x.view(-1, 32, width)[:, SOURCES[word].to(device)].view_as(x)
+    assert torch.equal(run(f"{word}.{width}", x), expected)
+
+
+def test_votes(device: torch.device) -> None:
+    x = torch.zeros(4, 32, dtype=torch.int32)
+    x[1] = 1
+    x[2, 5] = -7
+    x[3, [0, 31]] = 2
+    x = x.to(device)
+    bits = (x != 0).cpu().long() << torch.arange(32)
+    assert torch.equal(run("ballot", x).cpu().long() & 0xFFFFFFFF, bits.sum(1, True).expand(-1, 32))
+    any_expected = (x != 0).any(1, keepdim=True).int().expand(-1, 32)
+    all_expected = (x != 0).all(1, keepdim=True).int().expand(-1, 32)
+    assert torch.equal(run("any", x), any_expected)
+    assert torch.equal(run("all", x), all_expected)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_load_and_store(width: int, device: torch.device) -> None:
+    x = elements(width, 3 * BLOCK, device)
+    assert torch.equal(run(f"load.{width}", x), x)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+@pytest.mark.parametrize(("kind", "element"), [("bytes", 1), ("halves", 2), ("words", 4)])
+def test_packs(kind: str, element: int, width: int, device: torch.device) -> None:
+    if width <= element:
+        with pytest.raises(ValueError, match="names no kernel"):
+            run(f"pack_of_{kind}.{width}", elements(width, BLOCK, device))
+        return
+    x = elements(width, 3 * BLOCK, device)
+    reversed_elements = x.view(-1, width // element, element).flip(1).view_as(x)
+    assert torch.equal(run(f"pack_of_{kind}.{width}", x), reversed_elements)
+
+
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_asynchronous_copies(width: int, device: torch.device) -> None:
+    x = elements(width, 2 * 4 * BLOCK, device)
+    assert torch.equal(run(f"cp_async.{width}", x), x.view(-1, BLOCK, width).flip(1).view_as(x))
+
+
+def test_unknown_word(device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"device_selftest: argument 'word' names no kernel"):
+        run("levitate", torch.zeros(BLOCK, dtype=torch.int32, device=device))
+
+
+def test_words_do_not_run_on_the_cpu_target() -> None:
+    with pytest.raises(RuntimeError, match=r"must be a CUDA tensor or the call be inside"):
+        run("barrier", torch.zeros(BLOCK, dtype=torch.int32))
+
+
+# ---- planted faults ------------------------------------------------------------------------------
+
+# What the message says after "kernel <name>".
+FAULTS = {
+    "missing_barrier": r", block 0, thread 0: output 0 depends on the order in which threads run "
+    r"\(first at byte 0 of 512\); is a barrier missing\?",
+    "missing_second_barrier": r", block \d, thread \d+: output 0 depends on the order",
+    "order_of_arrival": r", block 0, thread \d+: output 0 depends on the order",
+    "block_order": r", block 1, thread 0: output 0 depends on the order .*first at byte 256 of 512",
+    "copies_in_flight": r", block 0, thread 0: finishes with asynchronous copies not waited for",
+    "misaligned_copy": r", block 0, thread 0: cp_async to shared memory .* aligned to 8 bytes "
+    r"meets one that is off by 4",
+    "copy_outside_shared": r", block 0, thread 63: copies 4 bytes to outside shared memory",
+    "store_after_shared": r", block 0, thread 17: stores outside piece 0 of shared memory "
+    r"\(256 bytes\)",
+    "store_before_shared": r", block 0, thread 0: stores outside piece 0 of shared memory",
+    "unequal_pieces": r", block 0, thread 9: takes 32 bytes of shared memory where another thread "
+    r"took 64",
+    "too_much_shared": r", block 0, thread 0: takes 260 bytes of shared memory, the launch "
+    r"gave 256",
+    "more_shared_than_a_block_has": r": 233472 bytes of shared memory; a block has at most 232448",
+    "store_outside_output": r", block 1, thread 63: stores 4 bytes outside the launch's outputs",
+    "raw_store_after_output": r", block 1, thread 5: stores outside output 0 \(512 bytes\)",
+    "raw_store_before_output": r", block 1, thread 5: stores outside output 0 \(512 bytes\)",
+    "misaligned_pack": r", block 0, thread 0: load_pack .* aligned to 8 bytes meets one "
+    r"that is off by 4",
+    "misaligned_load": r", block 0, thread 0: load .* aligned to 4 bytes meets one that is "
+    r"off by 1",
+    "skipped_barrier": r", block 0: not all threads reach the same word: threads 60-63 finished; "
+    r"threads 0-59 wait at the barrier of faults\.cpp:\d+",
+    "two_barriers": r", block 0: not all threads reach the same word: threads 0-31 wait at the "
+    r"barrier of faults\.cpp:\d+; threads 32-63 wait at the barrier of faults\.cpp:\d+",
+    "lost_lane": r", block 0: not all threads reach the same word: threads 0-31, 40 finished; "
+    r"threads 32-39, 41-63 wait in the warp exchange of faults\.cpp:\d+",
+    "mixed_exchange": r", block 0: not all threads reach the same word: threads 32-63 are on their "
+    r"way; threads 0-15 wait in the warp exchange of faults\.cpp:\d+; threads 16-31 wait in the "
+    r"warp exchange of faults\.cpp:\d+",
+    "barrier_against_exchange": r", block 0: not all threads reach the same word: threads 31, "
+    r"63 wait at the barrier of faults\.cpp:\d+; threads 0-30, 32-62 wait in the warp exchange",
+    "odd_threads": r": 48 threads a block; expected a multiple of 32, at most 1024",
+    "too_many_threads": r": 2048 threads a block; expected a multiple of 32, at most 1024",
+    "foreign_output": r" is given an output that weft did not allocate",
+}
+
+
+@pytest.fixture
+def two_blocks() -> Tensor:
+    return torch.arange(2 * BLOCK, dtype=torch.int32).add_(100).view(2, BLOCK)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught_and_named(fault: str, two_blocks: Tensor) -> None:
+    with weft.testing.host_execution():
+        # Twice: the message is the same every time, and a fault leaves the process usable.
+        messages = []
+        for _ in range(2):
+            with pytest.raises(RuntimeError) as caught:
+                run(fault, two_blocks)
+            messages.append(str(caught.value).splitlines()[0])
+            assert torch.equal(run("load.4", two_blocks), two_blocks)
+    assert messages[0] == messages[1]
+    assert re.match(f"kernel {fault}(?:{FAULTS[fault]})", messages[0]), messages[0]
+
+
+@pytest.mark.parametrize("fault", ["early_shared_read", "early_copy_read", "copy_group_pending"])
+def test_early_read_sees_poison(fault: str, two_blocks: Tensor) -> None:
+    with weft.testing.host_execution():
+        assert (run(fault, two_blocks) == POISON).all()
+
+
+def test_unwritten_output_is_poison(two_blocks: Tensor) -> None:
+    with weft.testing.host_execution():
+        got = run("unwritten_output", two_blocks)
+    expected = two_blocks.clone()
+    expected[:, 3] = POISON
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_poison_is_nan_in_every_dtype(dtype: torch.dtype) -> None:
+    poison = torch.full((4,), POISON, dtype=torch.int32)
+    assert poison.view(dtype).isnan().all()
+
+
+def test_a_kernel_without_faults_reports_none(two_blocks: Tensor) -> None:
+    with weft.testing.host_execution() as host:
+        run("barrier", two_blocks)
+        with pytest.raises(RuntimeError):
+            run("two_barriers", two_blocks)
+    (launch,) = host.launches
+    assert (launch.kernel, launch.blocks, launch.threads, launch.shared_bytes) == (
+        "barrier",
+        2,
+        BLOCK,
+        4 * BLOCK,
+    )
+
+
+# ---- traffic -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_traffic_of_a_copy(width: int) -> None:
+    x = elements(width, 3 * BLOCK, torch.device("cpu"))
+    with weft.testing.host_execution() as host:
+        run(f"load.{width}", x)
+    (launch,) = host.launches
+    count = 3 * BLOCK * width
+    assert (launch.bytes_loaded, launch.bytes_stored) == (count, count)
+    # torch and weft both allocate on 64-byte boundaries, so a block starts with a sector.
+    assert (launch.sectors_loaded, launch.sectors_stored) == (count // 32, count // 32)
+    assert launch.traffic == 2 * count
+
+
+def test_traffic_counts_bytes_each_time_and_sectors_once_a_block() -> None:
+    x = torch.zeros(2 * BLOCK, dtype=torch.int32)
+    with weft.testing.host_execution() as host:
+        run("load_rounds", x)
+    (launch,) = host.launches
+    assert launch.bytes_loaded == 2 * BLOCK * 100 * 4  # 100 loads a thread, all from x[:64]
+    assert launch.sectors_loaded == 2 * BLOCK * 4 // 32  # that each of the two blocks meets once
+    assert launch.sectors_stored == 2 * BLOCK * 4 // 32
+
+
+def test_traffic_of_asynchronous_copies() -> None:
+    x = elements(16, 4 * BLOCK, torch.device("cpu"))
+    with weft.testing.host_execution() as host:
+        run("cp_async.16", x)
+    (launch,) = host.launches
+    assert (launch.bytes_loaded, launch.bytes_stored) == (4 * BLOCK * 16, 4 * BLOCK * 16)
+    assert launch.sectors_loaded == 4 * BLOCK * 16 // 32
+
+
+def test_traffic_of_a_pooling() -> None:
+    x = torch.randn(1, 1, 8, 8)
+    with weft.testing.host_execution() as host:
+        W.avg_pool2d(x, 2)
+    (launch,) = host.launches
+    assert (launch.bytes_loaded, launch.bytes_stored) == (64 * 4, 16 * 4)
+    assert (launch.sectors_loaded, launch.sectors_stored) == (8, 2)
+
+
+def test_an_unaligned_row_costs_a_sector_more() -> None:
+    x = torch.randn(72)[1:65].view(1, 1, 8, 8)
+    with weft.testing.host_execution() as host:
+        W.avg_pool2d(x, 2)
+    (launch,) = host.launches
+    assert launch.sectors_loaded == 9
+
+
+# ---- the process around it -----------------------------------------------------------------------
+
+
+def test_blocks_nest_and_count_their_own_launches(two_blocks: Tensor) -> None:
+    with weft.testing.host_execution() as outer:
+        run("load.4", two_blocks)
+        with weft.testing.host_execution() as inner:
+            run("barrier", two_blocks)
+        run("any", two_blocks)
+        assert [r.kernel for r in outer.launches] == ["load.4", "barrier", "any"]
+        assert [r.kernel for r in inner.launches] == ["barrier", "any"]
+    with pytest.raises(RuntimeError, match="host_execution"):
+        run("load.4", two_blocks)
+
+
+def test_an_exception_closes_the_block(two_blocks: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="lost_lane"), weft.testing.host_execution():
+        run("lost_lane", two_blocks)
+    with pytest.raises(RuntimeError, match="host_execution"):
+        run("load.4", two_blocks)
+
+
+def test_an_output_outlives_the_block(two_blocks: Tensor) -> None:
+    with weft.testing.host_execution():
+        output = run("load.4", two_blocks)
+    assert torch.equal(output + 1, two_blocks + 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_os_threads(threads: int) -> None:
+    x = torch.randint(-9, 9, (37, BLOCK), dtype=torch.int32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with weft.testing.host_execution() as host:
+            got = run("barrier", x)
+            with pytest.raises(RuntimeError, match="kernel skipped_barrier, block 0:"):
+                run("skipped_barrier", x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, x.cumsum(1).int())
+    assert host.launches[0].bytes_loaded == x.numel() * 4
+
+
+def test_launches_from_several_python_threads() -> None:
+    results: dict[int, bool] = {}
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(-9, 9, (5, BLOCK), dtype=torch.int32, generator=generator)
+        good = True
+        for _ in range(10):
+            good &= torch.equal(run("barrier", x), x.cumsum(1).int())
+            try:
+                run("lost_lane", x)
+                good = False
+            except RuntimeError as error:
+                good &= "kernel lost_lane, block 0" in str(error)
+        results[seed] = good
+
+    with weft.testing.host_execution() as host:
+        workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert results == dict.fromkeys(range(4), True)
+    assert len(host.launches) == 40
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(("word", "launches"), [("cp_async.16", 1000), ("lost_lane", 200)])
+def test_memory_does_not_grow(word: str, launches: int) -> None:
+    x = elements(16, 4 * BLOCK, torch.device("cpu"))
+
+    def repeat(count: int) -> None:
+        for _ in range(count):
+            try:
+                run(word, x)
+            except RuntimeError as error:
+                assert word in str(error)  # noqa: PT017 (raises() would keep the traceback's frames)
+
+    with weft.testing.host_execution():
+        repeat(launches)
+        before = _resident_bytes()
+        repeat(launches)
+        grown = _resident_bytes() - before
+    # Reports are kept, about 100 bytes each; a leaked output is 4 KiB, a leaked stack more.
+    assert grown < launches * 2048, f"{grown} bytes more after {launches} launches"
+
+
+def test_after_fork() -> None:
+    """The child has none of the parent's OpenMP threads; weft's kernels run on, in one thread."""
+    script = """
+        import os, torch, weft.testing, weft.functional as W
+        torch.set_num_threads(2)
+        x = torch.randn(8, 16, 32, 32)
+        word = torch.arange(512, dtype=torch.int32)
+        selftest = torch.ops.weft.device_selftest
+        with weft.testing.host_execution():
+            selftest(word, "barrier")
+        expected = W.max_pool2d(x, 2)
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # torch's own operators hang otherwise
+            torch.set_num_threads(2)
+            pooled = W.max_pool2d(x, 2)
+            with weft.testing.host_execution():
+                scanned = selftest(word, "barrier")
+            torch.set_num_threads(1)
+            sums = word.view(8, 64).cumsum(1).view(-1).int()
+            os._exit(0 if pooled.equal(expected) and scanned.equal(sums) else 3)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_selftest_is_an_op_like_any_other(device: torch.device) -> None:
+    x = torch.arange(BLOCK, dtype=torch.int32, device=device)
+    torch.library.opcheck(torch.ops.weft.device_selftest.default, (x, "load.4"))

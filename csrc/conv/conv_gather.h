@@ -67,6 +67,32 @@ inline int64_t image_chunks(int64_t images, int64_t tasks_per_chunk) {
   return most(1, least(images, ceil_div(kTasks, most(tasks_per_chunk, 1))));
 }
 
+// Calls body(Count<n>, first) over [0, count) in steps of at most kMax, powers of two below it.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <int kMax, class Body>
+WEFT_INLINE void in_steps(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kMax <= count; i += kMax) body(Count<kMax>{}, i);
+  if constexpr (kMax > 4) {
+    if (i + 4 <= count) {
+      body(Count<4>{}, i);
+      i += 4;
+    }
+  }
+  if constexpr (kMax > 2) {
+    if (i + 2 <= count) {
+      body(Count<2>{}, i);
+      i += 2;
+    }
+  }
+  if constexpr (kMax > 1) {
+    if (i < count) body(Count<1>{}, i);
+  }
+}
+
 template <class Acc>
 WEFT_INLINE Acc sum_of_lanes(Vec<Acc> value) {
   constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(Acc));

@@ -31,32 +31,6 @@ inline constexpr int kWgradRows = 4;
 
 inline bool is_depthwise(const ConvProblem& p) { return p.c == 1 && p.k == 1 && p.groups > 1; }
 
-// Calls body(Count<n>, first) over [0, count) in steps of at most kMax, powers of two below it.
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-template <int kMax, class Body>
-WEFT_INLINE void in_steps(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + kMax <= count; i += kMax) body(Count<kMax>{}, i);
-  if constexpr (kMax > 4) {
-    if (i + 4 <= count) {
-      body(Count<4>{}, i);
-      i += 4;
-    }
-  }
-  if constexpr (kMax > 2) {
-    if (i + 2 <= count) {
-      body(Count<2>{}, i);
-      i += 2;
-    }
-  }
-  if constexpr (kMax > 1) {
-    if (i < count) body(Count<1>{}, i);
-  }
-}
-
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_lanes(const T* address, int64_t count) {
   return count >= kLanes<T> ? load_vec(address) : load_part(address, static_cast<int>(count));

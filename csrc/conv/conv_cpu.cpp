@@ -1,6 +1,8 @@
 // Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), channels-last ones pixel
 // by pixel (conv_pixels.h).
 #include "conv/conv.h"
+#include "conv/conv_depthwise.h"
+#include "conv/conv_layout.h"
 #include "conv/conv_pixels.h"
 #include "conv/conv_planes.h"
 
@@ -10,7 +12,9 @@ namespace {
 template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
-  const auto run = p.channels_last ? gather_pixels<T> : gather_planes<T>;
+  const auto run = !p.channels_last  ? gather_planes<T>
+                   : is_depthwise(p) ? depthwise_gather<T>
+                                     : gather_pixels<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
       static_cast<T*>(dst), context);
 }
@@ -33,7 +37,10 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = p.channels_last ? wgrad_pixels<T> : wgrad_planes<T>;
+    const bool wide = most(p.c, p.k) >= kLanes<T>;
+    const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_wgrad<T> : wgrad_pixels<T>)
+                     : wide          ? wgrad_transposed<T>
+                                     : wgrad_planes<T>;
     run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
   });
 }

@@ -59,6 +59,18 @@ inline Range sources_of(const Window& window, int64_t begin, int64_t end, int64_
   return first < last ? Range{first, last} : Range{0, 0};
 }
 
+// Sums are taken of about so many products at a time, then added: shorter chains of additions round
+// less.
+inline constexpr int64_t kTerms = 32;
+
+// The output columns whose place `offset` (in input columns, padding taken off) lies inside.
+inline Range columns_inside(const Window& w, int64_t offset, int64_t in, int64_t out) {
+  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, w.stride);
+  const int64_t available = in - offset;
+  const int64_t end = available > 0 ? least(ceil_div(available, w.stride), out) : 0;
+  return {begin, most(begin, end)};
+}
+
 // Splits `count` images into a number of chunks that depends on the problem alone, at least about
 // `kTasks` tasks in all: what is summed over images is summed chunk by chunk, so its bits do not
 // depend on how many threads there are.
@@ -67,7 +79,7 @@ inline int64_t image_chunks(int64_t images, int64_t tasks_per_chunk) {
   return most(1, least(images, ceil_div(kTasks, most(tasks_per_chunk, 1))));
 }
 
-// Calls body(Count<n>, first) over [0, count) in steps of at most kMax, powers of two below it.
+// Calls body(Count<n>, first) over [0, count) in steps of at most kMax.
 template <int n>
 struct Count {
   static constexpr int value = n;
@@ -82,6 +94,12 @@ WEFT_INLINE void in_steps(int64_t count, const Body& body) {
       i += 4;
     }
   }
+  if constexpr (kMax > 3) {
+    if (i + 3 == count) {
+      body(Count<3>{}, i);
+      i += 3;
+    }
+  }
   if constexpr (kMax > 2) {
     if (i + 2 <= count) {
       body(Count<2>{}, i);
@@ -90,6 +108,37 @@ WEFT_INLINE void in_steps(int64_t count, const Body& body) {
   }
   if constexpr (kMax > 1) {
     if (i < count) body(Count<1>{}, i);
+  }
+}
+
+// The same in steps that differ by at most one: no short last one, which would keep the FMA units
+// waiting.
+template <int kMax, class Body>
+WEFT_INLINE void in_even_steps(int64_t count, const Body& body) {
+  static_assert(kMax == 6);
+  for (int64_t i = 0; i < count;) {
+    const int64_t left = count - i;
+    const int64_t step = ceil_div(left, ceil_div(left, kMax));
+    switch (step) {
+      case 6:
+        body(Count<6>{}, i);
+        break;
+      case 5:
+        body(Count<5>{}, i);
+        break;
+      case 4:
+        body(Count<4>{}, i);
+        break;
+      case 3:
+        body(Count<3>{}, i);
+        break;
+      case 2:
+        body(Count<2>{}, i);
+        break;
+      default:
+        body(Count<1>{}, i);
+    }
+    i += step;
   }
 }
 

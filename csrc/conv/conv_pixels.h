@@ -1,15 +1,13 @@
 // Convolution of channels-last tensors on CPU: vectors along the channels.
 //
-// fprop and dgrad: weights are packed once as [group, place, source channel, destination channel],
-// the last padded to whole vectors. A tile of a few pixels of a row × a few vectors of destination
-// channels stays in registers; each place gives a pointer per pixel (to a row of zeros in the
-// padding), and the loop over source channels loads the weights' vectors and broadcasts the pixels'
-// values. A strided dgrad takes its pixels phase by phase, so that all of a tile meet the same
-// places. wgrad: a tile of weights of one place, broadcast channels × vectors of channels, goes
-// through all pixels of an image; the wider side of the layer is the vectors'. Depthwise layers
-// have one channel on either side of a group: there vectors run over the groups, and weights are
-// vectors too. Bound: FLOPs for dense problems, bytes for depthwise ones. Groups much narrower than
-// a vector waste it.
+// fprop and dgrad: weights are packed once, so that a tile reads its own from end to end. A tile of
+// a few pixels of a row × a few vectors of destination channels stays in registers; each place
+// gives a pointer per pixel (to a row of zeros in the padding), and the loop over source channels
+// loads the weights' vectors and broadcasts the pixels' values. A strided dgrad takes its pixels
+// phase by phase, so that all of a tile meet the same places. wgrad: a tile of weights of one
+// place, broadcast channels × vectors of channels, goes through all pixels of an image; the wider
+// side of the layer is the vectors'. Chains of additions are cut about every `kTerms`. Bound:
+// FLOPs. Groups much narrower than a vector waste it.
 #pragma once
 
 #include "conv/conv_gather.h"
@@ -26,10 +24,7 @@ inline constexpr int kMaxVectors = 4;
 inline constexpr int kMaxVectors = 2;
 #endif
 inline constexpr int kPixels = 6;
-inline constexpr int kDepthwisePixels = 4;
 inline constexpr int kWgradRows = 4;
-
-inline bool is_depthwise(const ConvProblem& p) { return p.c == 1 && p.k == 1 && p.groups > 1; }
 
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_lanes(const T* address, int64_t count) {
@@ -86,77 +81,69 @@ struct PixelRow {
 // dst[q · dst_step + j] for `pixels` pixels q and `vectors` vectors of destination channels j.
 template <class T, int pixels, int vectors>
 void pixel_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weights,
-                int64_t weight_row, const accumulate_t<T>* bias, T* dst, int64_t dst_step,
-                int64_t lanes) {
+                const accumulate_t<T>* bias, T* dst, int64_t dst_step, int64_t lanes) {
   using Acc = accumulate_t<T>;
-  Vec<Acc> sum[pixels][vectors];
+  constexpr int64_t kRow = vectors * kLanes<T>;
+  // Sums of about kTerms products, and their total.
+  Vec<Acc> sum[pixels][vectors] = {}, total[pixels][vectors];
   for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v) sum[q][v] = load_vec(bias + v * kLanes<T>);
+    for (int v = 0; v < vectors; ++v) total[q][v] = load_vec(bias + v * kLanes<T>);
   const int64_t channels = row.g.src_channels;
+  int64_t terms = 0;
+  const auto add_sums = [&]() __attribute__((always_inline)) {
+    terms = 0;
+    for (int q = 0; q < pixels; ++q)
+      for (int v = 0; v < vectors; ++v) {
+        total[q][v] += sum[q][v];
+        sum[q][v] = Vec<Acc>{};
+      }
+  };
   row.template for_each_place<pixels>(
       w, [&](int64_t place, const T* const* source) __attribute__((always_inline)) {
-        const Acc* weight = weights + place * channels * weight_row;
-        for (int64_t c = 0; c < channels; ++c, weight += weight_row) {
-          Vec<Acc> by[vectors];
-          for (int v = 0; v < vectors; ++v) by[v] = load_vec(weight + v * kLanes<T>);
-          for (int q = 0; q < pixels; ++q) {
-            const Acc x = widen(source[q][c]);
-            for (int v = 0; v < vectors; ++v) sum[q][v] += x * by[v];
+        const Acc* weight = weights + place * channels * kRow;
+        for (int64_t c = 0; c < channels;) {
+          const int64_t end = least(channels, c + kTerms);
+          terms += end - c;
+          for (; c < end; ++c, weight += kRow) {
+            Vec<Acc> by[vectors];
+            for (int v = 0; v < vectors; ++v) by[v] = load_vec(weight + v * kLanes<T>);
+            for (int q = 0; q < pixels; ++q) {
+              const Acc x = widen(source[q][c]);
+              for (int v = 0; v < vectors; ++v) sum[q][v] += x * by[v];
+            }
           }
+          if (terms >= kTerms) add_sums();
         }
       });
+  add_sums();
   for (int q = 0; q < pixels; ++q)
     for (int v = 0; v < vectors; ++v)
-      store_lanes(dst + q * dst_step + v * kLanes<T>, sum[q][v], lanes - v * kLanes<T>);
+      store_lanes(dst + q * dst_step + v * kLanes<T>, total[q][v], lanes - v * kLanes<T>);
 }
 
-// The same for a depthwise layer: lanes are groups, which are channels on both sides.
-template <class T, int pixels, int vectors>
-void depthwise_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weights,
-                    int64_t weight_row, const accumulate_t<T>* bias, T* dst, int64_t dst_step,
-                    int64_t first, int64_t lanes) {
-  using Acc = accumulate_t<T>;
-  Vec<Acc> sum[pixels][vectors];
-  for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v) sum[q][v] = load_vec(bias + v * kLanes<T>);
-  row.template for_each_place<pixels>(
-      w, [&](int64_t place, const T* const* source) __attribute__((always_inline)) {
-        for (int v = 0; v < vectors; ++v) {
-          const Vec<Acc> by = load_vec(weights + place * weight_row + v * kLanes<T>);
-          for (int q = 0; q < pixels; ++q)
-            sum[q][v] += by * load_lanes(source[q] + first + v * kLanes<T>, lanes - v * kLanes<T>);
-        }
-      });
-  for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v)
-      store_lanes(dst + q * dst_step + v * kLanes<T>, sum[q][v], lanes - v * kLanes<T>);
-}
-
-// Weights [G·K, place, C] as [group, place, source channel, destination channel]; for a depthwise
-// layer as [place, group]. The last axis has `row` elements, zero at the end.
+// Weights [G·K, place, C] as [group, panel, place, source channel, destination channel of the
+// panel]: a panel is what one tile reads. The last one's channels are padded to whole vectors.
 template <class T>
 void pack_weights(const ConvProblem& p, const Gather& g, const T* weights, int64_t row,
                   accumulate_t<T>* out, const Context& context) {
   using Acc = accumulate_t<T>;
   const int64_t places = p.window_elements();
-  if (is_depthwise(p)) {
-    for (int64_t place = 0; place < places; ++place, out += row) {
-      for (int64_t c = 0; c < p.groups; ++c) out[c] = widen(weights[c * places + place]);
-      fill(out + p.groups, row - p.groups, Acc{0});
-    }
-    return;
-  }
   const int64_t src_step = g.transposed ? places * p.c : 1;
   const int64_t dst_step = g.transposed ? 1 : places * p.c;
-  parallel_for(context, p.groups * places, 1, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kPanel = kMaxVectors * kLanes<T>;
+  const int64_t panels = ceil_div(row, kPanel);
+  parallel_for(context, p.groups * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* from = weights + (i / places * p.k * places + i % places) * p.c;
-      Acc* to = out + i * g.src_channels * row;
-      for (int64_t c = 0; c < g.src_channels; ++c, to += row) {
-        for (int64_t k = 0; k < g.dst_channels; ++k)
-          to[k] = widen(from[c * src_step + k * dst_step]);
-        fill(to + g.dst_channels, row - g.dst_channels, Acc{0});
-      }
+      const int64_t first = i % panels * kPanel;
+      const int64_t lanes = least(kPanel, row - first);
+      const int64_t channels = least(lanes, g.dst_channels - first);
+      const T* from = weights + i / panels * p.k * places * p.c + first * dst_step;
+      Acc* to = out + (i / panels * row + first) * places * g.src_channels;
+      for (int64_t place = 0; place < places; ++place, from += p.c)
+        for (int64_t c = 0; c < g.src_channels; ++c, to += lanes) {
+          for (int64_t k = 0; k < channels; ++k) to[k] = widen(from[c * src_step + k * dst_step]);
+          fill(to + channels, lanes - channels, Acc{0});
+        }
     }
   });
 }
@@ -165,18 +152,15 @@ template <class T>
 void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                    const T* bias, T* dst, const Context& context) {
   using Acc = accumulate_t<T>;
-  const bool depthwise = is_depthwise(p);
-  // A depthwise layer is walked as one group whose vectors run over its channels.
-  const int64_t walks = depthwise ? 1 : p.groups;
-  const int64_t dst_lanes = depthwise ? p.groups : g.dst_channels;
+  const int64_t dst_lanes = g.dst_channels;
   const int64_t row_lanes = round_up(dst_lanes, kLanes<T>);
   const int64_t group_weights = p.window_elements() * g.src_channels * row_lanes;
-  Scratch<Acc> packed(walks * group_weights);
+  Scratch<Acc> packed(p.groups * group_weights);
   pack_weights(p, g, weights, row_lanes, packed.data(), context);
-  Scratch<Acc> wide_bias(walks * row_lanes);
-  fill(wide_bias.data(), walks * row_lanes, Acc{0});
+  Scratch<Acc> wide_bias(p.groups * row_lanes);
+  fill(wide_bias.data(), p.groups * row_lanes, Acc{0});
   if (bias != nullptr)
-    for (int64_t i = 0; i < walks; ++i)
+    for (int64_t i = 0; i < p.groups; ++i)
       for (int64_t k = 0; k < dst_lanes; ++k)
         wide_bias[i * row_lanes + k] = widen(bias[i * dst_lanes + k]);
   const int64_t src_pixel = p.groups * g.src_channels;
@@ -190,7 +174,7 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
       const int64_t h = task % g.dst[1];
       const int64_t d = task / g.dst[1] % g.dst[0];
       const int64_t n = task / g.dst[1] / g.dst[0];
-      for (int64_t walk = 0; walk < walks; ++walk) {
+      for (int64_t walk = 0; walk < p.groups; ++walk) {
         const PixelRow<T> row{p,
                               g,
                               src + n * g.src_positions() * src_pixel + walk * g.src_channels,
@@ -204,6 +188,7 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
         const Acc* const walk_bias = wide_bias.data() + walk * row_lanes;
         in_steps<kMaxVectors>(row_lanes / kLanes<T>, [&](auto vectors, int64_t vector) {
           const int64_t first = vector * kLanes<T>;
+          const Acc* const panel = walk_weights + first * p.window_elements() * g.src_channels;
           for (int64_t phase = 0; phase < least(phases, g.dst[2]); ++phase) {
             const int64_t pixels = ceil_div(g.dst[2] - phase, phases);
             const auto tile = [&](auto count, int64_t pixel) {
@@ -211,19 +196,10 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
               constexpr int kVectors = decltype(vectors)::value;
               const int64_t w = phase + pixel * phases;
               T* to = out + w * dst_pixel + first;
-              if (depthwise)
-                depthwise_tile<T, kCount, kVectors>(row, w, walk_weights + first, row_lanes,
-                                                    walk_bias + first, to, phases * dst_pixel,
-                                                    first, dst_lanes - first);
-              else
-                pixel_tile<T, kCount, kVectors>(row, w, walk_weights + first, row_lanes,
-                                                walk_bias + first, to, phases * dst_pixel,
-                                                dst_lanes - first);
+              pixel_tile<T, kCount, kVectors>(row, w, panel, walk_bias + first, to,
+                                              phases * dst_pixel, dst_lanes - first);
             };
-            if (depthwise)
-              in_steps<kDepthwisePixels>(pixels, tile);
-            else
-              in_steps<kPixels>(pixels, tile);
+            in_even_steps<kPixels>(pixels, tile);
           }
         });
       }
@@ -232,14 +208,6 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
 }
 
 // ---- wgrad -------------------------------------------------------------------------------------
-
-// The output columns whose place `offset` (in input columns, padding taken off) lies inside.
-inline Range columns_inside(const Window& w, int64_t offset, int64_t in, int64_t out) {
-  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, w.stride);
-  const int64_t available = in - offset;
-  const int64_t end = available > 0 ? least(ceil_div(available, w.stride), out) : 0;
-  return {begin, most(begin, end)};
-}
 
 // Both operands of a weight's sum over one image: a pixel pair walks along a row by the two steps.
 template <class T>
@@ -301,36 +269,13 @@ void wgrad_tile(const PixelPairs<T>& pairs, bool broadcast_x, int64_t a_first, i
     }
 }
 
-template <class T, int vectors>
-void depthwise_wgrad_tile(const PixelPairs<T>& pairs, int64_t first, accumulate_t<T>* sums,
-                          int64_t lanes) {
-  using Acc = accumulate_t<T>;
-  Vec<Acc> sum[vectors] = {};
-  const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
-  const int64_t gy_step = pairs.p.out_channels();
-  pairs.for_each_row([&](const T* x, const T* gy, int64_t count) __attribute__((always_inline)) {
-    const T* a = x + first;
-    const T* b = gy + first;
-    for (; count > 0; --count, a += x_step, b += gy_step)
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t left = lanes - v * kLanes<T>;
-        sum[v] += load_lanes(a + v * kLanes<T>, left) * load_lanes(b + v * kLanes<T>, left);
-      }
-  });
-  for (int v = 0; v < vectors; ++v) {
-    Acc* to = sums + v * kLanes<T>;
-    store_vec(to, load_vec(to) + sum[v]);
-  }
-}
-
 template <class T>
 void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
   using Acc = accumulate_t<T>;
-  const bool depthwise = is_depthwise(p);
   const bool broadcast_x = p.c <= p.k;
-  const int64_t walks = depthwise ? 1 : p.groups;
-  const int64_t rows = depthwise ? 1 : broadcast_x ? p.c : p.k;
-  const int64_t lanes = depthwise ? p.groups : broadcast_x ? p.k : p.c;
+  const int64_t walks = p.groups;
+  const int64_t rows = broadcast_x ? p.c : p.k;
+  const int64_t lanes = broadcast_x ? p.k : p.c;
   const int64_t sum_row = round_up(lanes, kLanes<T>);
   const int64_t places = p.window_elements();
   // A task: one chunk of images, one group, one place, a block of broadcast channels.
@@ -366,10 +311,6 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
         in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
           constexpr int kVectors = decltype(vectors)::value;
           const int64_t first = vector * kLanes<T>;
-          if (depthwise) {
-            depthwise_wgrad_tile<T, kVectors>(pairs, first, sums + first, lanes - first);
-            return;
-          }
           in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
             wgrad_tile<T, decltype(broadcast)::value, kVectors>(pairs, broadcast_x, first_row + row,
                                                                 first, sums + row * sum_row + first,
@@ -387,9 +328,9 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
                    for (int64_t place = 0; place < places; ++place)
                      for (int64_t c = 0; c < p.c; ++c) {
                        const int64_t k = at % p.k;
-                       const int64_t walk = depthwise ? 0 : at / p.k;
-                       const int64_t row = depthwise ? 0 : broadcast_x ? c : k;
-                       const int64_t lane = depthwise ? at : broadcast_x ? k : c;
+                       const int64_t walk = at / p.k;
+                       const int64_t row = broadcast_x ? c : k;
+                       const int64_t lane = broadcast_x ? k : c;
                        const Acc* from =
                            partial.data() + ((walk * places + place) * rows + row) * sum_row + lane;
                        Acc sum = *from;

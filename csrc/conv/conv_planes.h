@@ -36,7 +36,6 @@ inline constexpr int kSingleVectors = 8;  // of one channel
 inline constexpr int kWgradChannels = 4;
 inline constexpr int kWgradSinglePlaces = 8;  // of one channel
 inline constexpr int64_t kScratchElements = 48 * 1024;
-inline constexpr int64_t kTerms = 32;
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 

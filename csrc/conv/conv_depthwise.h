@@ -12,8 +12,6 @@
 #pragma once
 
 #include "conv/conv_gather.h"
-#include "core/parallel.h"
-#include "core/scratch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {

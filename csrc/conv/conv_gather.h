@@ -6,6 +6,8 @@
 #pragma once
 
 #include "conv/conv.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/simd.h"
 
 namespace weft::WEFT_TARGET {
@@ -141,6 +143,41 @@ WEFT_INLINE void in_even_steps(int64_t count, const Body& body) {
     i += step;
   }
 }
+
+template <class T>
+void copy_row(accumulate_t<T>* out, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store_vec(out + i, load_vec(in + i));
+  if (i < count)
+    store_part(out + i, load_part(in + i, static_cast<int>(count - i)),
+               static_cast<int>(count - i));
+}
+
+// A tensor in the accumulation type: itself, or a widened copy of half elements.
+template <class T>
+class Widened {
+ public:
+  using Acc = accumulate_t<T>;
+  static constexpr bool kCopies = sizeof(T) != sizeof(Acc);
+
+  Widened(const T* data, int64_t count, const Context& context)
+      : data_(reinterpret_cast<const Acc*>(data)) {
+    if constexpr (kCopies) {
+      copy_.resize(count);
+      data_ = copy_.data();
+      constexpr int64_t kBlock = 4096;
+      parallel_for(context, ceil_div(count, kBlock), 1, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * kBlock;
+        copy_row(copy_.data() + first, data + first, least(end * kBlock, count) - first);
+      });
+    }
+  }
+  const Acc* data() const { return data_; }
+
+ private:
+  Scratch<Acc> copy_;
+  const Acc* data_;
+};
 
 template <class Acc>
 WEFT_INLINE Acc sum_of_lanes(Vec<Acc> value) {

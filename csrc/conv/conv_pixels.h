@@ -11,8 +11,6 @@
 #pragma once
 
 #include "conv/conv_gather.h"
-#include "core/parallel.h"
-#include "core/scratch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -41,12 +39,13 @@ WEFT_INLINE void store_lanes(T* address, Vec<accumulate_t<T>> value, int64_t cou
 // ---- fprop and dgrad ---------------------------------------------------------------------------
 
 // What a row of destination pixels needs: filled per task.
-template <class T>
+template <class Acc>
 struct PixelRow {
   const ConvProblem& p;
   const Gather& g;
-  const T* image;    // source image, first channel of the group
-  const T* zeros;    // a pixel of the padding
+  const Acc* source;  // row `first_row` of slice `first_slice`, first channel of the group
+  const Acc* zeros;   // a pixel of the padding
+  int64_t first_slice, first_row, slice_step;
   int64_t d, h;      // of the destination
   int64_t channels;  // of the source, from pixel to pixel
   int64_t phases;    // pixels of a tile are this far apart
@@ -61,17 +60,18 @@ struct PixelRow {
       for (int64_t j = 0; j < p.window[1].size; ++j) {
         const int64_t row = source_of(p.window[1], h, j, g.src[1], g.transposed);
         if (row < 0) continue;
-        const T* from = image + (slice * g.src[1] + row) * g.src[2] * channels;
+        const Acc* from =
+            source + (slice - first_slice) * slice_step + (row - first_row) * g.src[2] * channels;
         for (int64_t l = 0; l < p.window[2].size; ++l) {
-          const T* source[pixels];
+          const Acc* pixel[pixels];
           bool read = false;
           for (int q = 0; q < pixels; ++q) {
             const int64_t column =
                 source_of(p.window[2], w + q * phases, l, g.src[2], g.transposed);
-            source[q] = column < 0 ? zeros : from + column * channels;
+            pixel[q] = column < 0 ? zeros : from + column * channels;
             read = read || column >= 0;
           }
-          if (read) body((i * p.window[1].size + j) * p.window[2].size + l, source);
+          if (read) body((i * p.window[1].size + j) * p.window[2].size + l, pixel);
         }
       }
     }
@@ -80,7 +80,7 @@ struct PixelRow {
 
 // dst[q · dst_step + j] for `pixels` pixels q and `vectors` vectors of destination channels j.
 template <class T, int pixels, int vectors>
-void pixel_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weights,
+void pixel_tile(const PixelRow<accumulate_t<T>>& row, int64_t w, const accumulate_t<T>* weights,
                 const accumulate_t<T>* bias, T* dst, int64_t dst_step, int64_t lanes) {
   using Acc = accumulate_t<T>;
   constexpr int64_t kRow = vectors * kLanes<T>;
@@ -99,7 +99,7 @@ void pixel_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weight
       }
   };
   row.template for_each_place<pixels>(
-      w, [&](int64_t place, const T* const* source) __attribute__((always_inline)) {
+      w, [&](int64_t place, const Acc* const* source) __attribute__((always_inline)) {
         const Acc* weight = weights + place * channels * kRow;
         for (int64_t c = 0; c < channels;) {
           const int64_t end = least(channels, c + kTerms);
@@ -108,7 +108,7 @@ void pixel_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weight
             Vec<Acc> by[vectors];
             for (int v = 0; v < vectors; ++v) by[v] = load_vec(weight + v * kLanes<T>);
             for (int q = 0; q < pixels; ++q) {
-              const Acc x = widen(source[q][c]);
+              const Acc x = source[q][c];
               for (int v = 0; v < vectors; ++v) sum[q][v] += x * by[v];
             }
           }
@@ -165,24 +165,44 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
         wide_bias[i * row_lanes + k] = widen(bias[i * dst_lanes + k]);
   const int64_t src_pixel = p.groups * g.src_channels;
   const int64_t dst_pixel = p.groups * g.dst_channels;
-  Scratch<T> zeros(src_pixel);
-  fill(zeros.data(), src_pixel, T{});
+  Scratch<Acc> zeros(src_pixel);
+  fill(zeros.data(), src_pixel, Acc{0});
   const int64_t phases = g.transposed ? p.window[2].stride : 1;
 
+  // Half elements are widened row by row, before many tiles broadcast them.
+  const auto most_sources = [&](int axis) {
+    const Window& w = p.window[axis];
+    return least(g.transposed ? (w.span() - 1) / w.stride + 1 : w.span(), g.src[axis]);
+  };
+  const int64_t src_row = g.src[2] * src_pixel;
+  const int64_t wide_slice = most_sources(1) * src_row;
+
   parallel_for(context, p.n * g.dst[0] * g.dst[1], 1, [&](int64_t begin, int64_t end) {
+    Scratch<Acc> wide(Widened<T>::kCopies ? most_sources(0) * wide_slice : 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t h = task % g.dst[1];
       const int64_t d = task / g.dst[1] % g.dst[0];
       const int64_t n = task / g.dst[1] / g.dst[0];
+      const T* const image = src + n * g.src_positions() * src_pixel;
+      PixelRow<Acc> row{p, g, nullptr,   zeros.data(), 0, 0, g.src[1] * src_row,
+                        d, h, src_pixel, phases};
+      const Acc* source;
+      if constexpr (Widened<T>::kCopies) {
+        const Range slices = sources_of(p.window[0], d, d + 1, g.src[0], g.transposed);
+        const Range rows = sources_of(p.window[1], h, h + 1, g.src[1], g.transposed);
+        for (int64_t slice = slices.begin; slice < slices.end; ++slice)
+          copy_row(wide.data() + (slice - slices.begin) * wide_slice,
+                   image + (slice * g.src[1] + rows.begin) * src_row,
+                   (rows.end - rows.begin) * src_row);
+        row.first_slice = slices.begin;
+        row.first_row = rows.begin;
+        row.slice_step = wide_slice;
+        source = wide.data();
+      } else {
+        source = image;
+      }
       for (int64_t walk = 0; walk < p.groups; ++walk) {
-        const PixelRow<T> row{p,
-                              g,
-                              src + n * g.src_positions() * src_pixel + walk * g.src_channels,
-                              zeros.data(),
-                              d,
-                              h,
-                              src_pixel,
-                              phases};
+        row.source = source + walk * g.src_channels;
         T* const out = dst + task * g.dst[2] * dst_pixel + walk * g.dst_channels;
         const Acc* const walk_weights = packed.data() + walk * group_weights;
         const Acc* const walk_bias = wide_bias.data() + walk * row_lanes;
@@ -210,11 +230,11 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
 // ---- wgrad -------------------------------------------------------------------------------------
 
 // Both operands of a weight's sum over one image: a pixel pair walks along a row by the two steps.
-template <class T>
+template <class Acc>
 struct PixelPairs {
   const ConvProblem& p;
-  const T* x;  // of the image, first channel of the group
-  const T* gy;
+  const Acc* x;  // of the image, first channel of the group
+  const Acc* gy;
   int64_t offset[3];  // of the place
 
   template <class Body>
@@ -238,33 +258,33 @@ struct PixelPairs {
 
 // sums[i · sum_row + j] += Σ a[i] · b[j] over the pairs: `rows` broadcast channels i of a,
 // `vectors` vectors of channels j of b; a is x and b is gy, or the other way round.
-template <class T, int rows, int vectors>
-void wgrad_tile(const PixelPairs<T>& pairs, bool broadcast_x, int64_t a_first, int64_t b_first,
-                accumulate_t<T>* sums, int64_t sum_row, int64_t lanes) {
-  using Acc = accumulate_t<T>;
+template <class Acc, int rows, int vectors>
+void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first, int64_t b_first,
+                Acc* sums, int64_t sum_row, int64_t lanes) {
   Vec<Acc> sum[rows][vectors] = {};
   const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
   const int64_t gy_step = pairs.p.out_channels();
   const int64_t a_step = broadcast_x ? x_step : gy_step;
   const int64_t b_step = broadcast_x ? gy_step : x_step;
-  const bool whole = lanes >= vectors * kLanes<T>;
-  pairs.for_each_row([&](const T* x, const T* gy, int64_t count) __attribute__((always_inline)) {
-    const T* a = (broadcast_x ? x : gy) + a_first;
-    const T* b = (broadcast_x ? gy : x) + b_first;
-    for (; count > 0; --count, a += a_step, b += b_step) {
-      Vec<Acc> by[vectors];
-      for (int v = 0; v < vectors; ++v)
-        by[v] = whole ? load_vec(b + v * kLanes<T>)
-                      : load_lanes(b + v * kLanes<T>, lanes - v * kLanes<T>);
-      for (int i = 0; i < rows; ++i) {
-        const Acc value = widen(a[i]);
-        for (int v = 0; v < vectors; ++v) sum[i][v] += value * by[v];
-      }
-    }
-  });
+  const bool whole = lanes >= vectors * kLanes<Acc>;
+  pairs.for_each_row(
+      [&](const Acc* x, const Acc* gy, int64_t count) __attribute__((always_inline)) {
+        const Acc* a = (broadcast_x ? x : gy) + a_first;
+        const Acc* b = (broadcast_x ? gy : x) + b_first;
+        for (; count > 0; --count, a += a_step, b += b_step) {
+          Vec<Acc> by[vectors];
+          for (int v = 0; v < vectors; ++v)
+            by[v] = whole ? load_vec(b + v * kLanes<Acc>)
+                          : load_lanes(b + v * kLanes<Acc>, lanes - v * kLanes<Acc>);
+          for (int i = 0; i < rows; ++i) {
+            const Acc value = a[i];
+            for (int v = 0; v < vectors; ++v) sum[i][v] += value * by[v];
+          }
+        }
+      });
   for (int i = 0; i < rows; ++i)
     for (int v = 0; v < vectors; ++v) {
-      Acc* to = sums + i * sum_row + v * kLanes<T>;
+      Acc* to = sums + i * sum_row + v * kLanes<Acc>;
       store_vec(to, load_vec(to) + sum[i][v]);
     }
 }
@@ -272,6 +292,8 @@ void wgrad_tile(const PixelPairs<T>& pairs, bool broadcast_x, int64_t a_first, i
 template <class T>
 void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
   using Acc = accumulate_t<T>;
+  const Widened<T> wide_x(x, p.in_elements(), context);
+  const Widened<T> wide_gy(gy, p.out_elements(), context);
   const bool broadcast_x = p.c <= p.k;
   const int64_t walks = p.groups;
   const int64_t rows = broadcast_x ? p.c : p.k;
@@ -302,19 +324,20 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
       fill(sums, block_rows * sum_row, Acc{0});
       const int64_t last = least(p.n, (chunk + 1) * chunk_images);
       for (int64_t n = chunk * chunk_images; n < last; ++n) {
-        const PixelPairs<T> pairs{p,
-                                  x + n * p.in_positions() * p.in_channels() + walk * p.c,
-                                  gy + n * p.out_positions() * p.out_channels() + walk * p.k,
-                                  {i * p.window[0].dilation - p.window[0].padding,
-                                   j * p.window[1].dilation - p.window[1].padding,
-                                   l * p.window[2].dilation - p.window[2].padding}};
+        const PixelPairs<Acc> pairs{
+            p,
+            wide_x.data() + n * p.in_positions() * p.in_channels() + walk * p.c,
+            wide_gy.data() + n * p.out_positions() * p.out_channels() + walk * p.k,
+            {i * p.window[0].dilation - p.window[0].padding,
+             j * p.window[1].dilation - p.window[1].padding,
+             l * p.window[2].dilation - p.window[2].padding}};
         in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
           constexpr int kVectors = decltype(vectors)::value;
           const int64_t first = vector * kLanes<T>;
           in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
-            wgrad_tile<T, decltype(broadcast)::value, kVectors>(pairs, broadcast_x, first_row + row,
-                                                                first, sums + row * sum_row + first,
-                                                                sum_row, lanes - first);
+            wgrad_tile<Acc, decltype(broadcast)::value, kVectors>(
+                pairs, broadcast_x, first_row + row, first, sums + row * sum_row + first, sum_row,
+                lanes - first);
           });
         });
       }

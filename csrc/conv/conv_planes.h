@@ -15,8 +15,6 @@
 #pragma once
 
 #include "conv/conv_gather.h"
-#include "core/parallel.h"
-#include "core/scratch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -93,15 +91,6 @@ template <int kStride, class T>
 WEFT_INLINE void copy_strided(accumulate_t<T>* __restrict out, const T* __restrict in,
                               int64_t count, int64_t stride = kStride) {
   for (int64_t i = 0; i < count; ++i) out[i] = widen(in[i * (kStride > 0 ? kStride : stride)]);
-}
-
-template <class T>
-void copy_row(accumulate_t<T>* out, const T* in, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) store_vec(out + i, load_vec(in + i));
-  if (i < count)
-    store_part(out + i, load_part(in + i, static_cast<int>(count - i)),
-               static_cast<int>(count - i));
 }
 
 template <class T>
@@ -315,25 +304,6 @@ void plane_run(const PlaneTile<Acc>& run, const PhaseTaps& phase, int64_t pitch,
   });
 }
 
-// Weights in the accumulation type: themselves, or a widened copy of half ones.
-template <class T>
-class WideWeights {
- public:
-  using Acc = accumulate_t<T>;
-  WideWeights(const T* weights, int64_t count)
-      : copy_(kSame ? 0 : count), data_(reinterpret_cast<const Acc*>(weights)) {
-    if (kSame) return;
-    copy_row(copy_.data(), weights, count);
-    data_ = copy_.data();
-  }
-  const Acc* data() const { return data_; }
-
- private:
-  static constexpr bool kSame = sizeof(T) == sizeof(Acc);
-  Scratch<Acc> copy_;
-  const Acc* data_;
-};
-
 // Destination rows of a task: as many as have their source in `kScratchElements`, but few enough
 // for several tasks. Whole strides, so that each phase has the same rows.
 inline int64_t band_rows(const ConvProblem& p, const Gather& g) {
@@ -359,7 +329,7 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
   const int64_t phases = row_phases * column_phases;
   const int64_t band = band_rows(p, g);
   const int64_t bands = ceil_div(g.dst[1], band);
-  const WideWeights<T> wide(weights, p.weight_elements());
+  const Widened<T> wide(weights, p.weight_elements(), context);
   constexpr int64_t kSlack =
       (kSingleVectors + 1) * kLanes<T>;  // a tile runs past the last position
 

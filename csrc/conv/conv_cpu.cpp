@@ -1,5 +1,6 @@
 // Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), channels-last ones pixel
-// by pixel (conv_pixels.h).
+// by pixel (conv_pixels.h), or, where depthwise, by conv_depthwise.h. Contiguous ones of enough
+// channels for vectors along them take the way of conv_layout.h.
 #include "conv/conv.h"
 #include "conv/conv_depthwise.h"
 #include "conv/conv_layout.h"
@@ -12,9 +13,9 @@ namespace {
 template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
-  const auto run = !p.channels_last  ? gather_planes<T>
-                   : is_depthwise(p) ? depthwise_gather<T>
-                                     : gather_pixels<T>;
+  const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
+                   : least(p.c, p.k) >= kLanes<T> ? gather_transposed<T>
+                                                  : gather_planes<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
       static_cast<T*>(dst), context);
 }

@@ -30,6 +30,27 @@ void transpose(const T* in, int64_t count, int64_t rows, int64_t columns, T* out
   });
 }
 
+// Images go a few at a time, which bounds the copies.
+template <class T>
+void gather_transposed(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
+                       const T* bias, T* dst, const Context& context) {
+  constexpr int64_t kElements = 1 << 20;
+  const int64_t src_channels = p.groups * g.src_channels;
+  const int64_t dst_channels = p.groups * g.dst_channels;
+  const int64_t src_image = src_channels * g.src_positions();
+  const int64_t dst_image = dst_channels * g.dst_positions();
+  const int64_t images = least(p.n, most(1, kElements / (src_image + dst_image)));
+  Scratch<T> w(p.weight_elements()), from(images * src_image), to(images * dst_image);
+  transpose(weights, p.out_channels(), p.c, p.window_elements(), w.data(), context);
+  ConvProblem part = p;
+  for (int64_t n = 0; n < p.n; n += images) {
+    part.n = least(images, p.n - n);
+    transpose(src + n * src_image, part.n, src_channels, g.src_positions(), from.data(), context);
+    gather_pixels(part, g, from.data(), w.data(), bias, to.data(), context);
+    transpose(to.data(), part.n, g.dst_positions(), dst_channels, dst + n * dst_image, context);
+  }
+}
+
 template <class T>
 void wgrad_transposed(const ConvProblem& p, const T* x, const T* gy, T* gw,
                       const Context& context) {

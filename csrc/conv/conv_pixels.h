@@ -259,8 +259,8 @@ struct PixelPairs {
 // sums[i · sum_row + j] += Σ a[i] · b[j] over the pairs: `rows` broadcast channels i of a,
 // `vectors` vectors of channels j of b; a is x and b is gy, or the other way round.
 template <class Acc, int rows, int vectors>
-void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first, int64_t b_first,
-                Acc* sums, int64_t sum_row, int64_t lanes) {
+WEFT_INLINE void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first,
+                            int64_t b_first, Acc* sums, int64_t sum_row, int64_t lanes) {
   Vec<Acc> sum[rows][vectors] = {};
   const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
   const int64_t gy_step = pairs.p.out_channels();

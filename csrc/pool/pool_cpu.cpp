@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "pool/pool_adaptive.h"
 #include "pool/pool_rows.h"
 
 namespace weft::WEFT_TARGET {
@@ -239,6 +240,11 @@ int64_t row_grain(const PoolProblem& p) {
   return 1 + 32768 / (work > 0 ? work : 1);
 }
 
+// The same for `rows` rows of adaptive pooling, of input or output.
+int64_t adaptive_grain(const PoolProblem& p, int64_t rows) {
+  return 1 + 32768 / (1 + (p.in_elements() + p.out_elements()) / rows);
+}
+
 void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
                  const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
@@ -246,6 +252,15 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
     const auto* input = static_cast<const T*>(x);
     auto* output = static_cast<T*>(y);
     const int64_t rows = p.outer * p.out[0] * p.out[1];
+    if (p.adaptive()) {
+      dispatch_place(p, [&](auto place) {
+        auto* kept = static_cast<decltype(place)*>(places);
+        parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+          adaptive_max_values(p, input, output, kept, begin, end);
+        });
+      });
+      return;
+    }
     if (places == nullptr) {
       parallel_for(context, rows, row_grain(p),
                    [&](int64_t begin, int64_t end) { max_values(p, input, output, begin, end); });
@@ -452,6 +467,12 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
                    if (voids && position < 0) return;
                    sum[(position - base) * width + c - c_begin] += widen(gy[output]);
                  });
+  if (width == p.inner) {
+    T* out = gx + base * p.inner;
+    const int64_t n = p.in_positions() * width;
+    for (int64_t j = 0; j < n; j += kLanes<T>) store_row(out, j, n, load_vec(sum.data() + j));
+    return;
+  }
   for (int64_t i = 0; i < p.in_positions(); ++i)
     for (int64_t c = 0; c < width; ++c)
       gx[(base + i) * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
@@ -466,7 +487,7 @@ void max_backward(const PoolProblem& p, const void* gy, const void* places, void
     auto* out = static_cast<T*>(gx);
     dispatch_place(p, [&](auto place) {
       const auto* kept = static_cast<const decltype(place)*>(places);
-      if (p.window_elements() <= kSmallWindow) {
+      if (p.window_elements() <= kSmallWindow && !p.adaptive()) {
         parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
                      [&](int64_t begin, int64_t end) {
                        max_gather_gradients(p, grad, kept, out, begin, end);
@@ -575,6 +596,13 @@ void avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t e
 void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    if (p.adaptive()) {
+      const int64_t rows = p.outer * p.out[0] * p.out[1];
+      parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+        adaptive_avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
+      });
+      return;
+    }
     parallel_for(context, p.outer * p.out[0] * p.out[1], row_grain(p),
                  [&](int64_t begin, int64_t end) {
                    avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
@@ -637,6 +665,13 @@ void avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t begin, int6
 void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    if (p.adaptive()) {
+      const int64_t rows = p.outer * p.in[0] * p.in[1];
+      parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+        adaptive_avg_gradients(p, static_cast<const T*>(gy), static_cast<T*>(gx), begin, end);
+      });
+      return;
+    }
     parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
                  [&](int64_t begin, int64_t end) {
                    avg_gradients(p, static_cast<const T*>(gy), static_cast<T*>(gx), begin, end);

@@ -12,8 +12,8 @@
 // Bound: bytes. The first two are the same loop over a list of sources, out[j] = reduce_k
 // source_k[j]. Sums are added up in a cascade, so that a map of any size loses few bits.
 //
-// Backward of the average: the gradient of an input row is the same for all rows of a window, so it
-// is made once and copied.
+// Backward of the average: neighbouring input rows that the same outputs read have equal gradients,
+// so a row is made once and copied.
 #pragma once
 
 #include <limits>
@@ -31,6 +31,8 @@ template <class T>
 struct SumState {
   using A = accumulate_t<T>;
   static constexpr int64_t kFold = 16;  // values after which a level is added to the next
+
+  static constexpr A kNeutral = 0;
 
   Vec<A> low = {}, middle = {}, high = {};
 
@@ -53,8 +55,9 @@ struct MaxState {
   using A = accumulate_t<T>;
   using I = lane_int<A>;
   static constexpr int64_t kFold = 16;
+  static constexpr A kNeutral = -std::numeric_limits<A>::infinity();
 
-  Vec<A> best = broadcast<Vec<A>>(-std::numeric_limits<A>::infinity());
+  Vec<A> best = broadcast<Vec<A>>(kNeutral);
   Vec<I> place = {};
 
   WEFT_INLINE void take(Vec<A> value, int64_t value_place) {
@@ -118,24 +121,53 @@ WEFT_INLINE void reduce_sources(const Sources<T>& sources, int64_t n, const Emit
   }
 }
 
-// Reduces each source over [0, n) into kRunVectors states, lane l of state v taking the elements
-// v * lanes + l of every kRunVectors * lanes; `ends` gets what is left of each, element by element.
-template <class T, class State, class Ends>
-WEFT_INLINE void reduce_runs(const Sources<T>& sources, int64_t n, State (&states)[kRunVectors],
-                             const Ends& ends) {
+// `value` in the first `count` lanes, `rest` in the others.
+template <class A>
+WEFT_INLINE Vec<A> first_lanes(Vec<A> value, int64_t count, A rest) {
+  using I = lane_int<A>;
+  Vec<I> lane;
+  for (int l = 0; l < kLanes<A>; ++l) lane[l] = l;
+  return lane < broadcast<Vec<I>>(static_cast<I>(count)) ? value : Vec<A>{} + rest;
+}
+
+// Reduces the sources over [0, n) into kRunVectors states; the place of a lane's result is the
+// state's plus the lane.
+template <class T, class State>
+WEFT_INLINE void reduce_runs(const Sources<T>& sources, int64_t n, State (&states)[kRunVectors]) {
   constexpr int64_t kBlockLanes = kRunVectors * kLanes<T>;
   int64_t taken = 0;
   for (int64_t k = 0; k < sources.count; ++k) {
     const T* run = sources.address[k];
+    const int64_t place = sources.place[k];
     int64_t j = 0;
     for (; j + kBlockLanes <= n; j += kBlockLanes) {
       for (int v = 0; v < kRunVectors; ++v)
-        states[v].take(load_vec(run + j + v * kLanes<T>), sources.place[k] + j + v * kLanes<T>);
+        states[v].take(load_vec(run + j + v * kLanes<T>), place + j + v * kLanes<T>);
       if (++taken % State::kFold == 0)
         for (int v = 0; v < kRunVectors; ++v) states[v].fold(taken);
     }
-    for (; j < n; ++j) ends(widen(run[j]), sources.place[k] + j);
+    for (int v = 0; v < kRunVectors; ++v, j += kLanes<T>) {
+      if (j + kLanes<T> <= n) {
+        states[v].take(load_vec(run + j), place + j);
+      } else if (j < n) {
+        const int64_t left = n - j;
+        const auto value = run + j + kLanes<T> <= sources.end
+                               ? load_vec(run + j)
+                               : load_part(run + j, static_cast<int>(left));
+        states[v].take(first_lanes<accumulate_t<T>>(value, left, State::kNeutral), place + j);
+      }
+    }
   }
+}
+
+template <class A>
+WEFT_INLINE A sum_of_lanes(Vec<A> value) {
+  A lane[kLanes<A>];
+  memcpy(lane, &value, sizeof(value));
+#pragma GCC unroll 4
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  return lane[0];
 }
 
 template <class A>
@@ -155,32 +187,92 @@ struct Best {
   }
 };
 
-// The boxes of the outputs: `rows` of the input that the windows of output row (od, oh) read.
-template <class T>
-WEFT_INLINE void select_rows(const PoolProblem& p, const T* plane, int64_t od, int64_t oh,
-                             Sources<T>& rows) {
-  const int64_t d = p.window[0].first_input(od);
-  const int64_t h = p.window[1].first_input(oh);
-  const int64_t depth = places_inside(p.window[0], od, p.in[0]).end;
-  const int64_t height = places_inside(p.window[1], oh, p.in[1]).end;
-  rows.clear();
-  for (int64_t i = 0; i < depth; ++i)
-    for (int64_t j = 0; j < height; ++j)
-      rows.add(plane + ((d + i) * p.in[1] + h + j) * p.in[2] * p.inner,
-               (i * p.window[1].size + j) * p.window[2].size);
+// The maximum of `count` columns whose places ascend by one from column to column.
+template <class A, class I>
+WEFT_INLINE Best<A> best_column(const A* value, const I* place, int64_t count) {
+  A best = value[0];
+  bool nan = false;
+  for (int64_t k = 0; k < count; ++k) {
+    best = value[k] > best ? value[k] : best;
+    nan |= value[k] != value[k];
+  }
+  I first = std::numeric_limits<I>::max();
+  for (int64_t k = 0; k < count; ++k) {
+    const I mine = place[k] + static_cast<I>(k);
+    first = (value[k] == best && mine < first) ? mine : first;
+  }
+  if (!nan) return {best, first};
+  Best<A> result;
+  for (int64_t k = 0; k < count; ++k) result.take(value[k], place[k] + k);
+  return result;
 }
 
-// The same for one output's window of a channels-last input: its positions.
-template <class T>
-WEFT_INLINE void select_positions(const PoolProblem& p, const Sources<T>& rows, int64_t ow,
-                                  Sources<T>& positions) {
-  const int64_t w = p.window[2].first_input(ow);
-  const int64_t width = places_inside(p.window[2], ow, p.in[2]).end;
-  positions.clear();
-  for (int64_t i = 0; i < rows.count; ++i)
-    for (int64_t k = 0; k < width; ++k)
-      positions.add(rows.address[i] + (w + k) * p.inner, rows.place[i] + k);
+// The windows on one axis, since finding them takes divisions.
+struct AxisBoxes {
+  Scratch<int64_t> first;
+  Scratch<int64_t> size;
+
+  AxisBoxes(const PoolProblem& p, int axis) : first(p.out[axis]), size(p.out[axis]) {
+    for (int64_t o = 0; o < p.out[axis]; ++o) {
+      first[o] = p.window[axis].first_input(o);
+      size[o] = places_inside(p.window[axis], o, p.in[axis]).end;
+    }
+  }
+};
+
+// Calls body(row index, outer, od, oh) for rows [begin, end) of [outer, extents[0], extents[1]].
+template <class Body>
+WEFT_INLINE void for_each_row(const int64_t (&extents)[3], int64_t begin, int64_t end,
+                              const Body& body) {
+  int64_t h = begin % extents[1];
+  int64_t d = begin / extents[1] % extents[0];
+  int64_t outer = begin / (extents[1] * extents[0]);
+  for (int64_t index = begin; index < end; ++index) {
+    body(index, outer, d, h);
+    if (++h < extents[1]) continue;
+    h = 0;
+    if (++d < extents[0]) continue;
+    d = 0;
+    ++outer;
+  }
 }
+
+// The boxes of all outputs, and what the outputs of one row or one window read.
+template <class T>
+struct BoxReader {
+  const PoolProblem& p;
+  const T* x;
+  AxisBoxes depth, height, width;
+  Sources<T> rows, positions;
+
+  BoxReader(const PoolProblem& p, const T* x)
+      : p(p),
+        x(x),
+        depth(p, 0),
+        height(p, 1),
+        width(p, 2),
+        rows(p.window[0].size * p.window[1].size, x + p.in_elements()),
+        positions(p.inner > 1 ? p.window_elements() : 0, x + p.in_elements()) {}
+
+  // `rows` become those of the input that output row (od, oh) reads.
+  WEFT_INLINE void select_rows(int64_t outer, int64_t od, int64_t oh) {
+    const T* plane = x + outer * p.in_positions() * p.inner;
+    rows.clear();
+    for (int64_t i = 0; i < depth.size[od]; ++i)
+      for (int64_t j = 0; j < height.size[oh]; ++j)
+        rows.add(
+            plane + ((depth.first[od] + i) * p.in[1] + height.first[oh] + j) * p.in[2] * p.inner,
+            (i * p.window[1].size + j) * p.window[2].size);
+  }
+
+  // `positions` become those of the selected rows that output `ow` of a channels-last row reads.
+  WEFT_INLINE void select_positions(int64_t ow) {
+    positions.clear();
+    for (int64_t i = 0; i < rows.count; ++i)
+      for (int64_t k = 0; k < width.size[ow]; ++k)
+        positions.add(rows.address[i] + (width.first[ow] + k) * p.inner, rows.place[i] + k);
+  }
+};
 
 template <class Place, class I>
 WEFT_INLINE void store_place_row(Place* row, int64_t j, int64_t n, Vec<I> place) {
@@ -203,17 +295,12 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
   using A = accumulate_t<T>;
   using I = lane_int<A>;
   const int64_t n = p.out[2] * p.inner;
-  const T* x_end = x + p.in_elements();
-  Sources<T> rows(p.window[0].size * p.window[1].size, x_end);
-  Sources<T> positions(p.inner > 1 ? p.window_elements() : 0, x_end);
+  BoxReader<T> boxes(p, x);
   const int64_t columns = round_up(p.in[2], kLanes<T>);
   Scratch<A> best(columns);
   Scratch<I> place(columns);
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t oh = index % p.out[1];
-    const int64_t od = index / p.out[1] % p.out[0];
-    const int64_t outer = index / (p.out[1] * p.out[0]);
-    select_rows(p, x + outer * p.in_positions() * p.inner, od, oh, rows);
+  for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
+    boxes.select_rows(outer, od, oh);
     T* out = y + index * n;
     Place* out_places = places == nullptr ? nullptr : places + index * n;
     const auto emit = [&](int64_t j, const Best<A>& b) {
@@ -222,80 +309,78 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
     };
     if (p.inner > 1) {
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        select_positions(p, rows, ow, positions);
-        reduce_sources<MaxState<T>>(positions, p.inner, [&](int64_t j, const MaxState<T>& state) {
-          store_lanes(out + ow * p.inner, j, p.inner, state.best);
-          if (out_places != nullptr)
-            store_place_row<Place, I>(out_places + ow * p.inner, j, p.inner, state.place);
-        });
+        boxes.select_positions(ow);
+        const int64_t at = ow * p.inner;
+        reduce_sources<MaxState<T>>(
+            boxes.positions, p.inner, [&](int64_t j, const MaxState<T>& state) {
+              store_lanes(out + at, j, p.inner, state.best);
+              if (out_places != nullptr)
+                store_place_row<Place, I>(out_places + at, j, p.inner, state.place);
+            });
       }
     } else if (p.out[2] == 1) {
       MaxState<T> states[kRunVectors];
-      Best<A> b{.place = 0};  // of a window without anything above -inf
-      reduce_runs(rows, p.in[2], states, [&](A value, int64_t at) { b.take(value, at); });
-      for (int v = 0; v < kRunVectors; ++v)
-        for (int l = 0; l < kLanes<T>; ++l) b.take(states[v].best[l], states[v].place[l] + l);
-      emit(0, b);
+      reduce_runs(boxes.rows, p.in[2], states);
+      A lanes[kRunVectors * kLanes<T>];
+      I lane_places[kRunVectors * kLanes<T>];
+      for (int v = 0; v < kRunVectors; ++v) {
+        store_vec(lanes + v * kLanes<T>, states[v].best);
+        // A lane that met nothing above -inf names its first place, or one that loses to it.
+        memcpy(lane_places + v * kLanes<T>, &states[v].place, sizeof(states[v].place));
+        for (int l = 0; l < kLanes<T>; ++l) lane_places[v * kLanes<T> + l] -= v * kLanes<T>;
+      }
+      emit(0, best_column(lanes, lane_places, kRunVectors * kLanes<T>));
     } else {
-      reduce_sources<MaxState<T>>(rows, p.in[2], [&](int64_t j, const MaxState<T>& state) {
+      reduce_sources<MaxState<T>>(boxes.rows, p.in[2], [&](int64_t j, const MaxState<T>& state) {
         store_vec(best.data() + j, state.best);
         memcpy(place.data() + j, &state.place, sizeof(state.place));
       });
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        const int64_t w = p.window[2].first_input(ow);
-        const int64_t width = places_inside(p.window[2], ow, p.in[2]).end;
-        Best<A> b;
-        for (int64_t k = 0; k < width; ++k) b.take(best[w + k], place[w + k] + k);
-        emit(ow, b);
+        const int64_t w = boxes.width.first[ow];
+        emit(ow, best_column(best.data() + w, place.data() + w, boxes.width.size[ow]));
       }
     }
-  }
+  });
 }
 
 // Output rows [begin, end) of [outer, D, H].
 template <class T>
 void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
-  const T* x_end = x + p.in_elements();
-  Sources<T> rows(p.window[0].size * p.window[1].size, x_end);
-  Sources<T> positions(p.inner > 1 ? p.window_elements() : 0, x_end);
+  BoxReader<T> boxes(p, x);
   Scratch<A> sum(round_up(p.in[2], kLanes<T>));
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t oh = index % p.out[1];
-    const int64_t od = index / p.out[1] % p.out[0];
-    const int64_t outer = index / (p.out[1] * p.out[0]);
-    select_rows(p, x + outer * p.in_positions() * p.inner, od, oh, rows);
+  for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
+    boxes.select_rows(outer, od, oh);
+    const int64_t height = boxes.rows.count;
     T* out = y + index * p.out[2] * p.inner;
     if (p.inner > 1) {
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        select_positions(p, rows, ow, positions);
-        const auto divisor = broadcast<Vec<A>>(static_cast<A>(positions.count));
-        reduce_sources<SumState<T>>(positions, p.inner, [&](int64_t j, const SumState<T>& state) {
-          store_lanes(out + ow * p.inner, j, p.inner, state.total() / divisor);
-        });
+        boxes.select_positions(ow);
+        const auto divisor = broadcast<Vec<A>>(static_cast<A>(boxes.positions.count));
+        reduce_sources<SumState<T>>(
+            boxes.positions, p.inner, [&](int64_t j, const SumState<T>& state) {
+              store_lanes(out + ow * p.inner, j, p.inner, state.total() / divisor);
+            });
       }
     } else if (p.out[2] == 1) {
       SumState<T> states[kRunVectors];
-      A ends = 0;
-      reduce_runs(rows, p.in[2], states, [&](A value, int64_t) { ends += value; });
-      const Vec<A> lanes =
-          (states[0].total() + states[1].total()) + (states[2].total() + states[3].total());
-      A total = 0;
-      for (int l = 0; l < kLanes<T>; ++l) total += lanes[l];
-      out[0] = narrow<T>((total + ends) / static_cast<A>(rows.count * p.in[2]));
+      reduce_runs(boxes.rows, p.in[2], states);
+      const A total = sum_of_lanes<A>((states[0].total() + states[1].total()) +
+                                      (states[2].total() + states[3].total()));
+      out[0] = narrow<T>(total / static_cast<A>(height * p.in[2]));
     } else {
-      reduce_sources<SumState<T>>(rows, p.in[2], [&](int64_t j, const SumState<T>& state) {
+      reduce_sources<SumState<T>>(boxes.rows, p.in[2], [&](int64_t j, const SumState<T>& state) {
         store_vec(sum.data() + j, state.total());
       });
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        const int64_t w = p.window[2].first_input(ow);
-        const int64_t width = places_inside(p.window[2], ow, p.in[2]).end;
+        const A* column = sum.data() + boxes.width.first[ow];
+        const int64_t width = boxes.width.size[ow];
         A total = 0;
-        for (int64_t k = 0; k < width; ++k) total += sum[w + k];
-        out[ow] = narrow<T>(total / static_cast<A>(rows.count * width));
+        for (int64_t k = 0; k < width; ++k) total += column[k];
+        out[ow] = narrow<T>(total / static_cast<A>(height * width));
       }
     }
-  }
+  });
 }
 
 // Input rows [begin, end) of [outer, D, H].
@@ -304,48 +389,50 @@ void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t be
   using A = accumulate_t<T>;
   const int64_t inner = p.inner;
   const int64_t n = p.in[2] * inner;
+  const AxisBoxes depth(p, 0), height(p, 1), width(p, 2);
   Scratch<A> sum(p.out[2] * inner);  // over the output rows that read this input row
   Scratch<A> spread(round_up(n, kLanes<T>));
-  const T* made = nullptr;  // the row of gx that the last covering rows gave
-  int64_t made_from[5] = {-1, -1, -1, -1, -1};
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t h = index % p.in[1];
-    const int64_t d = index / p.in[1] % p.in[0];
-    const int64_t outer = index / (p.in[1] * p.in[0]);
-    const Range ds = outputs_covering(p.window[0], d, p.out[0]);
-    const Range hs = outputs_covering(p.window[1], h, p.out[1]);
+  Range ds{0, 0}, hs{0, 0};  // the outputs that read the row
+  bool known = false;        // whether the row before this one has the same
+  for_each_row(p.in, begin, end, [&](int64_t index, int64_t outer, int64_t d, int64_t h) {
     T* out = gx + index * n;
-    const int64_t from[5] = {outer, ds.begin, ds.end, hs.begin, hs.end};
-    if (memcmp(from, made_from, sizeof(from)) == 0) {
-      memcpy(static_cast<void*>(out), made, n * sizeof(T));
-      continue;
+    if (d == 0 && h == 0) known = false;
+    const auto ends = [](const AxisBoxes& boxes, const Range& range, int64_t at, int64_t outputs) {
+      return range.end < outputs && boxes.first[range.end] <= at;
+    };
+    const auto starts = [](const AxisBoxes& boxes, const Range& range, int64_t at) {
+      return range.begin < range.end && boxes.first[range.begin] + boxes.size[range.begin] <= at;
+    };
+    if (known && h > 0 && !ends(height, hs, h, p.out[1]) && !starts(height, hs, h)) {
+      memcpy(static_cast<void*>(out), out - n, n * sizeof(T));
+      return;
     }
-    memcpy(made_from, from, sizeof(from));
-    made = out;
+    known = true;
+    ds = outputs_covering(p.window[0], d, p.out[0]);
+    hs = outputs_covering(p.window[1], h, p.out[1]);
     fill(sum.data(), p.out[2] * inner, A{0});
     for (int64_t od = ds.begin; od < ds.end; ++od)
       for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
         const T* row = gy + ((outer * p.out[0] + od) * p.out[1] + oh) * p.out[2] * inner;
         for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-          const A divisor = static_cast<A>(pool_divisor(p, od, oh, ow));
+          const A divisor = static_cast<A>(depth.size[od] * height.size[oh] * width.size[ow]);
           for (int64_t c = 0; c < inner; ++c)
             sum[ow * inner + c] += widen(row[ow * inner + c]) / divisor;
         }
       }
     fill(spread.data(), n, A{0});
     for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-      const int64_t first = p.window[2].first_input(ow);
-      const int64_t last = first + places_inside(p.window[2], ow, p.in[2]).end;
+      A* window = spread.data() + width.first[ow] * inner;
+      const A* value = sum.data() + ow * inner;
       if (inner == 1) {
-        const A value = sum[ow];
-        for (int64_t w = first; w < last; ++w) spread[w] += value;
+        for (int64_t w = 0; w < width.size[ow]; ++w) window[w] += *value;
       } else {
-        for (int64_t w = first; w < last; ++w)
-          for (int64_t c = 0; c < inner; ++c) spread[w * inner + c] += sum[ow * inner + c];
+        for (int64_t w = 0; w < width.size[ow]; ++w)
+          for (int64_t c = 0; c < inner; ++c) window[w * inner + c] += value[c];
       }
     }
     for (int64_t j = 0; j < n; j += kLanes<T>) store_lanes(out, j, n, load_vec(spread.data() + j));
-  }
+  });
 }
 
 }  // namespace

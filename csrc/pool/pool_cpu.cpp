@@ -388,10 +388,10 @@ class PlaceTable {
   Scratch<int64_t> offset_;
 };
 
-// The flat position of the first place of a window; negative where that is padding.
-WEFT_INLINE int64_t window_origin(const PoolProblem& p, int64_t od, int64_t oh, int64_t ow) {
-  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2] +
-         p.window[2].first_input(ow);
+// The flat position of the first place of the windows of output row (od, oh), on the axes D and H;
+// negative where that is padding.
+WEFT_INLINE int64_t window_row(const PoolProblem& p, int64_t od, int64_t oh) {
+  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2];
 }
 
 // True if some window meets no input at all, which only dilation can cause; its place is void.
@@ -422,18 +422,20 @@ WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, b
   const int64_t plane = outer * p.in_positions();
   int64_t position = outer * p.out_positions();
   for (int64_t od = 0; od < p.out[0]; ++od)
-    for (int64_t oh = 0; oh < p.out[1]; ++oh)
+    for (int64_t oh = 0; oh < p.out[1]; ++oh) {
+      const int64_t row = plane + window_row(p, od, oh);
       for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
         if (voids && is_void(p, {od, oh, ow})) {
           for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1}, c);
           continue;
         }
-        const int64_t origin = plane + window_origin(p, od, oh, ow);
+        const int64_t origin = row + p.window[2].first_input(ow);
         for (int64_t c = c_begin; c < c_end; ++c) {
           const int64_t output = position * p.inner + c;
           body(output, origin + table.offset(places[output]), c);
         }
       }
+    }
 }
 
 // Splits [outer, channels] into pieces that one thread owns: body(outer, c_begin, c_end).

@@ -182,23 +182,22 @@ WEFT_GLOBAL void max_pool_indices(PoolProblem p, const Place* places, int64_t* i
   store(indices + index, (at[0] * p.in[1] + at[1]) * p.in[2] + at[2]);
 }
 
-// A sum of any number of values that loses few bits: each 32 are added up apart from the rest.
+// A sum of any number of values that loses few bits: eights of them are added up in double, which
+// costs a fraction of the arithmetic of a memory-bound kernel.
 template <class Acc>
-class Cascade {
+class LongSum {
  public:
   WEFT_DEVICE void add(Acc value) {
-    low_ += value;
-    if (++count_ % 32 != 0) return;
-    middle_ += low_;
-    low_ = 0;
-    if (count_ % 1024 != 0) return;
-    high_ += middle_;
-    middle_ = 0;
+    eight_ += value;
+    if (++count_ % 8 != 0) return;
+    rest_ += eight_;
+    eight_ = 0;
   }
-  WEFT_DEVICE Acc total() const { return high_ + (middle_ + low_); }
+  WEFT_DEVICE Acc total() const { return static_cast<Acc>(rest_ + eight_); }
 
  private:
-  Acc low_ = 0, middle_ = 0, high_ = 0;
+  Acc eight_ = 0;
+  double rest_ = 0;
   unsigned count_ = 0;
 };
 
@@ -211,7 +210,7 @@ WEFT_GLOBAL void avg_pool_forward(PoolProblem p, const T* x, T* y) {
   const Range kh = places_inside(p.window[1], e.h, p.in[1]);
   const Range kw = places_inside(p.window[2], e.w, p.in[2]);
   using Acc = accumulate_t<T>;
-  Cascade<Acc> sum;
+  LongSum<Acc> sum;
   for (int64_t i = kd.begin; i < kd.end; ++i)
     for (int64_t j = kh.begin; j < kh.end; ++j)
       for (int64_t k = kw.begin; k < kw.end; ++k) {
@@ -233,7 +232,7 @@ WEFT_GLOBAL void avg_pool_forward_runs(PoolProblem p, const T* x, T* y) {
   const Range kh = places_inside(p.window[1], e.h, p.in[1]);
   const Range kw = places_inside(p.window[2], e.w, p.in[2]);
   using Acc = accumulate_t<T>;
-  Cascade<Acc> lane_sum;
+  LongSum<Acc> lane_sum;
   for (int64_t i = kd.begin; i < kd.end; ++i)
     for (int64_t j = kh.begin; j < kh.end; ++j) {
       const int64_t d = p.window[0].first_input(e.d) + i;

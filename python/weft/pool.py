@@ -295,9 +295,17 @@ class AvgPoolBackward(Function):
 _Size = int | Sequence[int]
 
 
+def _autocast_argument(input: Tensor, rank: int) -> Tensor:
+    """torch's autocast runs 3-d pooling in float32 on CPU."""
+    if rank < 3 or input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return input
+    return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+
+
 def _pooled_max(
     input: Tensor, window: MaxWindow | AdaptiveWindow, return_indices: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
+    input = _autocast_argument(input, len(window[0]))
     if needs_grad(input):
         output, places = MaxPool.apply(input, window)
     else:
@@ -308,6 +316,7 @@ def _pooled_max(
 
 
 def _pooled_avg(input: Tensor, window: AvgWindow | AdaptiveWindow) -> Tensor:
+    input = _autocast_argument(input, len(window[0]))
     if needs_grad(input):
         return AvgPool.apply(input, window)
     return _op("avg_pool", window)(input, *window)
@@ -350,18 +359,18 @@ def _adaptive_window(
     """None in `output_size` stands for the input's extent."""
     if isinstance(output_size, Sequence):
         if len(output_size) != rank:
-            raise RuntimeError(f"{op}{rank}d: output_size must be {rank}; got {output_size}")
+            raise RuntimeError(f"{op}{rank}d: output_size must be {rank} ints; got {output_size}")
+        if input.dim() <= rank:
+            raise ValueError(
+                f"{op}{rank}d: Input dimension should be at least {rank + 1}, but got input of "
+                f"size {list(input.shape)}"
+            )
         sizes = tuple(output_size)
     elif output_size is None:
         raise TypeError(f"{op}{rank}d: output_size must be an int or a tuple of {rank}, got None")
     else:
         sizes = (output_size,) * rank
     if None in sizes:
-        if input.dim() not in (rank + 1, rank + 2):
-            raise RuntimeError(
-                f"{op}{rank}d: Expected {rank + 1}D or {rank + 2}D (batch mode) tensor, but got "
-                f"input of size {list(input.shape)}"
-            )
         extents = input.shape[-rank:]
         sizes = tuple(e if s is None else s for s, e in zip(sizes, extents, strict=True))
     return AdaptiveWindow(sizes)  # type: ignore[arg-type]

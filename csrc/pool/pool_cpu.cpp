@@ -35,16 +35,17 @@ struct Sum {
 };
 
 // Calls emit(j, reduce_k source(k)[j ...]) for each vector of [0, round_up(n, lanes)); count > 0.
-template <class Op, class A, class Source, class Emit>
+template <class Op, class T, class Source, class Emit>
 WEFT_INLINE void reduce_rows(int64_t count, int64_t n, const Source& source, const Emit& emit) {
-  constexpr int64_t kLane = kLanes<A>;
+  using A = accumulate_t<T>;
+  constexpr int64_t kLane = kLanes<T>;
   int64_t j = 0;
   for (; j + kBlock * kLane <= n; j += kBlock * kLane) {
     Vec<A> sum[kBlock];
-    const A* first = source(0) + j;
+    const T* first = source(0) + j;
     for (int b = 0; b < kBlock; ++b) sum[b] = load_vec(first + b * kLane);
     for (int64_t k = 1; k < count; ++k) {
-      const A* next = source(k) + j;
+      const T* next = source(k) + j;
       for (int b = 0; b < kBlock; ++b) sum[b] = Op::reduce(sum[b], load_vec(next + b * kLane));
     }
     for (int b = 0; b < kBlock; ++b) emit(j + b * kLane, sum[b]);
@@ -126,6 +127,36 @@ void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t 
   }
 }
 
+// The first pass over one row: out[i*inner + c] = reduce over the window's places s of the row at
+// i*stride - padding + s*dilation. Rows of pixels as wide as a vector are read where they are.
+template <class Op, class T>
+void reduce_along_row(const PoolProblem& p, PhaseRow<T>& phases, const T* row,
+                      accumulate_t<T> padding_value, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  const Window& window = p.window[2];
+  const int64_t n = p.out[2] * p.inner;
+  if (p.inner % kLanes<T> != 0) {
+    phases.split(row);
+    reduce_rows<Op, A>(
+        window.size, n, [&](int64_t s) { return phases.place(s); },
+        [&](int64_t j, Vec<A> value) { store_vec(out + j, value); });
+    return;
+  }
+  const int64_t step = window.dilation * p.inner;
+  for (int64_t i = 0; i < p.out[2]; ++i) {
+    const Range places = places_inside(window, i, p.in[2]);
+    A* pixel = out + i * p.inner;
+    if (places.begin >= places.end) {
+      fill(pixel, p.inner, padding_value);
+      continue;
+    }
+    const T* first = row + (window.first_input(i) + places.begin * window.dilation) * p.inner;
+    reduce_rows<Op, T>(
+        places.end - places.begin, p.inner, [&](int64_t s) { return first + s * step; },
+        [&](int64_t c, Vec<A> value) { store_vec(pixel + c, value); });
+  }
+}
+
 // ---- maximum ---------------------------------------------------------------------------------
 
 template <class T>
@@ -139,11 +170,7 @@ void max_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t e
   walk_rows(
       p, x, begin, end,
       [&](const T* row, int64_t slot) {
-        phases.split(row);
-        A* out = ring.data() + slot * pitch;
-        reduce_rows<Maximum, A>(
-            p.window[2].size, n, [&](int64_t s) { return phases.place(s); },
-            [&](int64_t j, Vec<A> value) { store_vec(out + j, value); });
+        reduce_along_row<Maximum>(p, phases, row, kLowest, ring.data() + slot * pitch);
       },
       [&](int64_t index, int64_t, int64_t, const WindowRows& rows) {
         T* out = y + index * n;
@@ -579,11 +606,7 @@ void avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t e
   walk_rows(
       p, x, begin, end,
       [&](const T* row, int64_t slot) {
-        phases.split(row);
-        A* out = ring.data() + slot * pitch;
-        reduce_rows<Sum, A>(
-            p.window[2].size, n, [&](int64_t s) { return phases.place(s); },
-            [&](int64_t j, Vec<A> value) { store_vec(out + j, value); });
+        reduce_along_row<Sum>(p, phases, row, A{0}, ring.data() + slot * pitch);
       },
       [&](int64_t index, int64_t od, int64_t oh, const WindowRows& rows) {
         const A* divisor = divisors.row(od, oh);

@@ -42,8 +42,7 @@ WEFT_HD V tanh_slope(V y, V one) {
   return (one - y) * (one + y);
 }
 
-// ---- LSTM: c' = f c + i g, h' = o tanh(c')
-// -------------------------------------------------------
+// ---- LSTM: c' = f c + i g, h' = o tanh(c') ----
 
 template <class V>
 struct LstmGates {
@@ -99,8 +98,7 @@ WEFT_HD LstmSecond<V> lstm_double_backward(const LstmGates<V>& s, V c, V t, V gr
           gradient.c.derivative};
 }
 
-// ---- GRU: n = tanh(xn + r q), h' = n + z (h - n)
-// -------------------------------------------------
+// ---- GRU: n = tanh(xn + r q), h' = n + z (h - n) ----
 
 // The gates as they are kept; as a gradient: of the four sums (r, z, xn, q) before activation.
 template <class V>

@@ -237,8 +237,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor
   return {of_grad_h, of_gates, of_h};
 }
 
-// ---- all gradients of a cell at once
-// -------------------------------------------------------------
+// ---- all gradients of a cell at once ---------------------------------------------------------
 
 // Backward without a graph of its own: one op instead of a dozen, since a small cell's time goes to
 // calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments;

@@ -9,6 +9,7 @@
 //
 // Backward and double backward are elementwise, one thread per row and unit; bound: bytes.
 #include <cmath>
+#include <type_traits>
 
 #include "core/window.h"
 #include "device/device.h"
@@ -38,15 +39,20 @@ WEFT_DEVICE V sigmoid(V x) {
 // A cell: `kGates` rows of weights a unit; which of the four sums each adds to in the two products.
 struct Lstm {
   static constexpr int kGates = 4;
-  static constexpr bool kHasCell = true;
   static WEFT_HD constexpr int input_column(int gate) { return gate; }
   static WEFT_HD constexpr int hidden_column(int gate) { return gate; }
 };
 struct Gru {
   static constexpr int kGates = 3;
-  static constexpr bool kHasCell = false;
   static WEFT_HD constexpr int input_column(int gate) { return gate; }
   static WEFT_HD constexpr int hidden_column(int gate) { return gate == 2 ? 3 : gate; }
+};
+
+template <bool kRelu>
+struct Elman {
+  static constexpr int kGates = 1;
+  static WEFT_HD constexpr int input_column(int) { return 0; }
+  static WEFT_HD constexpr int hidden_column(int) { return 0; }
 };
 
 // Where a thread stands: its row and unit, and its block's first.
@@ -120,7 +126,13 @@ WEFT_GLOBAL void cell_forward(CellProblem p, const T* x, const T* h, const T* c,
 
   const int64_t element = at.row * p.hidden + at.unit;
   Acc kept[kSums];
-  if constexpr (Cell::kHasCell) {
+  if constexpr (std::is_same_v<Cell, Elman<false>>) {
+    store(h_next + element, narrow<T>(std::tanh(sum[0])));
+    return;
+  } else if constexpr (std::is_same_v<Cell, Elman<true>>) {
+    store(h_next + element, narrow<T>(sum[0] < Acc{0} ? Acc{0} : sum[0]));  // NaN stays NaN
+    return;
+  } else if constexpr (std::is_same_v<Cell, Lstm>) {
     const LstmGates<Acc> s = {sigmoid(sum[0]), sigmoid(sum[1]), std::tanh(sum[2]), sigmoid(sum[3])};
     const Acc next = lstm_next_cell(s, Acc{widen(load(c + element))});
     store(c_next + element, narrow<T>(next));
@@ -239,6 +251,17 @@ WEFT_GLOBAL void gru_cell_double_backward(CellProblem p, const T* u_x, const T* 
   store(of_h + e.at, narrow<T>(g.h));
 }
 
+template <class T>
+WEFT_GLOBAL void rnn_cell_backward(CellProblem p, const T* grad_h, const T* h_next, T* grad_sums,
+                                   bool relu) {
+  using Acc = accumulate_t<T>;
+  const Element e = element_of_thread(p);
+  if (!e.inside) return;
+  const Acc grad = widen(load(grad_h + e.at)), y = widen(load(h_next + e.at));
+  const Acc of_sum = relu ? (y <= Acc{0} ? Acc{0} : grad) : grad * tanh_slope(y, Acc{1});
+  store(grad_sums + e.at, narrow<T>(of_sum));
+}
+
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <class Cell>
@@ -263,6 +286,13 @@ void launch_lstm_cell(const CellProblem& p, const CellForward& t, const Context&
 }
 void launch_gru_cell(const CellProblem& p, const CellForward& t, const Context& context) {
   launch_cell<Gru>("gru_cell", p, t, context);
+}
+
+void launch_rnn_tanh_cell(const CellProblem& p, const CellForward& t, const Context& context) {
+  launch_cell<Elman<false>>("rnn_tanh_cell", p, t, context);
+}
+void launch_rnn_relu_cell(const CellProblem& p, const CellForward& t, const Context& context) {
+  launch_cell<Elman<true>>("rnn_relu_cell", p, t, context);
 }
 
 device::Launch one_thread_each(const char* kernel, const CellProblem& p, const Context& context) {
@@ -315,9 +345,20 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
   });
 }
 
+void launch_rnn_backward(const CellProblem& p, const ElmanBackward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    device::launch(one_thread_each("rnn_cell_backward", p, context), rnn_cell_backward<T>, p,
+                   static_cast<const T*>(t.grad_h), static_cast<const T*>(t.h_next),
+                   static_cast<T*>(t.grad_sums), t.relu);
+  });
+}
+
 }  // namespace
 
-const RnnKernels rnn_kernels = {launch_lstm_cell, launch_lstm_backward, launch_lstm_double_backward,
-                                launch_gru_cell,  launch_gru_backward,  launch_gru_double_backward};
+const RnnKernels rnn_kernels = {
+    launch_lstm_cell,     launch_lstm_backward, launch_lstm_double_backward,
+    launch_gru_cell,      launch_gru_backward,  launch_gru_double_backward,
+    launch_rnn_tanh_cell, launch_rnn_relu_cell, launch_rnn_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -6,6 +6,6 @@ Each class subclasses torch's own of the same name and overrides `forward` alone
 
 from weft.nn.conv import Conv2d
 from weft.nn.pool import AvgPool2d, MaxPool2d
-from weft.nn.rnn import GRUCell, LSTMCell
+from weft.nn.rnn import GRUCell, LSTMCell, RNNCell
 
-__all__ = ["AvgPool2d", "Conv2d", "GRUCell", "LSTMCell", "MaxPool2d"]
+__all__ = ["AvgPool2d", "Conv2d", "GRUCell", "LSTMCell", "MaxPool2d", "RNNCell"]

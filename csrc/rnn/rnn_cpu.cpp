@@ -13,6 +13,7 @@
 #include "gemm/dot_cpu.h"
 #include "rnn/cell_math.h"
 #include "rnn/rnn.h"
+#include "rnn/units_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -27,23 +28,6 @@ constexpr int64_t kRowBlock = 64;
 // Below this many multiply-adds or units a thread costs more than it brings.
 constexpr int64_t kProductGrain = 1 << 17;
 constexpr int64_t kElementGrain = 1 << 13;
-
-template <class T>
-WEFT_INLINE Vec<accumulate_t<T>> load_units(const T* address, int count) {
-  return count == kLanes<T> ? load_vec(address) : load_part(address, count);
-}
-template <class T>
-WEFT_INLINE Vec<accumulate_t<T>> load_units_or_zero(const T* address, int64_t offset, int count) {
-  return address ? load_units(address + offset, count) : Vec<accumulate_t<T>>{};
-}
-template <class T, class V>
-WEFT_INLINE void store_units(T* address, V value, int count) {
-  if (count == kLanes<T>) {
-    store_vec(address, value);
-  } else {
-    store_part(address, value, count);
-  }
-}
 
 // ---- forward -----------------------------------------------------------------------------------
 

@@ -7,5 +7,16 @@ Each class subclasses torch's own of the same name and overrides `forward` alone
 from weft.nn.conv import Conv2d
 from weft.nn.pool import AvgPool2d, MaxPool2d
 from weft.nn.rnn import GRUCell, LSTMCell, RNNCell
+from weft.nn.rnn_layer import GRU, LSTM, RNN
 
-__all__ = ["AvgPool2d", "Conv2d", "GRUCell", "LSTMCell", "MaxPool2d", "RNNCell"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AvgPool2d",
+    "Conv2d",
+    "GRUCell",
+    "LSTMCell",
+    "MaxPool2d",
+    "RNNCell",
+]

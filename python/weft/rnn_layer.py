@@ -178,7 +178,7 @@ def _gradients_of_steps(ctx: Any, grads: tuple[Tensor | None, ...]) -> list[Tens
             arguments[i] = tensor
         return _steps(*arguments)
 
-    outputs, pull_back = torch.func.vjp(layer, *(tensors[i] for i in wanted))
+    outputs, pull_back, *_ = torch.func.vjp(layer, *(tensors[i] for i in wanted))
     seeds = (
         torch.zeros_like(output) if grad is None else grad
         for output, grad in zip(outputs, grads, strict=False)

@@ -27,8 +27,9 @@ def _directions(
         for direction in range(directions):
             index = layer * directions + direction
             state = tuple(state[index] for state in states)
-            weights: list[Any] = [*module.all_weights[index], None, None][:4]
-            output, final = rnn_layer(cell, input, state, *weights, lengths, direction == 1)
+            weights = [*module.all_weights[index], None, None][:4]
+            rest: list[Any] = [*weights, lengths, direction == 1]
+            output, final = rnn_layer(cell, input, state, *rest)
             outputs.append(output)
             finals.append(final)
         input = outputs[0] if directions == 1 else torch.cat(outputs, 2)

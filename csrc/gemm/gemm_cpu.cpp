@@ -21,11 +21,10 @@ void product(const ProductProblem& p, const void* a, const void* b, const void* 
   });
 }
 
-constexpr int kPanelVectors = 4;
-constexpr int64_t kMostRows = 60;  // of C at a time: a multiple of every tile's height
+constexpr int64_t kMostRows = 48;  // of C at a time: a multiple of every tile's height
 
 // Rows [row, row + rows) of C, through `sums` [rows, all panels].
-template <class T, class C>
+template <int kPanelVectors, class T, class C>
 void packed_part(const PackedProblem& p, const T* a, const accumulate_t<T>* panels, int64_t row,
                  int64_t rows, C* c) {
   using Acc = accumulate_t<T>;
@@ -59,7 +58,7 @@ void packed_part(const PackedProblem& p, const T* a, const accumulate_t<T>* pane
       c[(row + r) * p.c_row + n] = narrow<C>(p.k > 0 ? sums[r * width + n] : Acc{0});
 }
 
-template <class T, class C>
+template <int kPanelVectors, class T, class C>
 void packed_product(const PackedProblem& p, const T* a, const T* b, C* c, const Context& context) {
   constexpr int64_t kLane = kLanes<T>, kPanel = kPanelVectors * kLane;
   const int64_t panels = ceil_div(p.n, kPanel);
@@ -81,7 +80,8 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, C* c, const 
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t row = p.m * i / parts;
-                   packed_part(p, a, packed.data(), row, p.m * (i + 1) / parts - row, c);
+                   packed_part<kPanelVectors>(p, a, packed.data(), row, p.m * (i + 1) / parts - row,
+                                              c);
                  }
                });
 }
@@ -91,8 +91,15 @@ void packed(const PackedProblem& p, const void* a, const void* b, void* c, const
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
-    if (p.wide) return packed_product(p, left, right, static_cast<accumulate_t<T>*>(c), context);
-    packed_product(p, left, right, static_cast<T*>(c), context);
+    const auto run = [&](auto* result) {
+      if (fewer_lanes_with_three<T>(p.n)) {
+        packed_product<3>(p, left, right, result, context);
+      } else {
+        packed_product<4>(p, left, right, result, context);
+      }
+    };
+    if (p.wide) return run(static_cast<accumulate_t<T>*>(c));
+    run(static_cast<T*>(c));
   });
 }
 

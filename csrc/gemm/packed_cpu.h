@@ -87,6 +87,13 @@ void packed_rows(const Acc* const* a, int64_t rows, const Acc* panel, int64_t k,
   }
 }
 
+// True if panels of three vectors hold `columns` in less than panels of four do.
+template <class T>
+constexpr bool fewer_lanes_with_three(int64_t columns) {
+  const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+  return (vectors + 2) / 3 * 3 < (vectors + 3) / 4 * 4;
+}
+
 // Column `column` of the panel is source[k * k_stride + j * stride], j = 0 ...; lanes beyond
 // `count` are zero. One call fills one vector of a panel of `Vectors`.
 template <class T>

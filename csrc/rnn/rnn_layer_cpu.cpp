@@ -5,7 +5,7 @@
 // multiplies the whole state with its own panels, finishes its units' gates while their sums are in
 // the cache, and writes its part of the next state into the other of two buffers.
 //
-// Backward: the panels are those of W_hh itself, kPanelVectors vectors of units. A thread makes the
+// Backward: the panels are those of W_hh itself, three or four vectors of units. A thread makes the
 // gradients of the gates of its own units, meets the others, and multiplies all gates' gradients
 // with its panels, which gives the gradient of its own units one step before.
 //
@@ -25,7 +25,6 @@ namespace {
 
 constexpr int64_t kStepGrain = 1 << 18;  // multiply-adds of a step that are worth a thread
 constexpr int64_t kRowBlock = 48;        // rows whose sums wait for their gates
-constexpr int kPanelVectors = 4;
 
 // `value` as memory of type T holds it.
 template <class T, class V>
@@ -381,7 +380,7 @@ WEFT_INLINE void backward_step(const BackwardOperands<T>& o, const At& at) {
   store_vec(grad_h, direct);
 }
 
-template <class T>
+template <int kPanelVectors, class T>
 void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   constexpr int64_t kLane = kLanes<T>, kWidth = kPanelVectors * kLane;
@@ -451,8 +450,11 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
 }
 
 void launch_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
-  dispatch_dtype(p.dtype,
-                 [&](auto tag) { layer_backward<typename decltype(tag)::type>(p, t, context); });
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (fewer_lanes_with_three<T>(p.hidden)) return layer_backward<3, T>(p, t, context);
+    layer_backward<4, T>(p, t, context);
+  });
 }
 
 }  // namespace

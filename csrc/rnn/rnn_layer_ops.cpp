@@ -99,12 +99,25 @@ Tensor column_sums(const Tensor& t) {
   return result;
 }
 
+// Which of the [T * B] rows have a step; undefined where all are multiplied: without lengths, and
+// on CUDA, where their number would have to be waited for.
+Tensor taken_rows(const Tensor& lengths, const Tensor& input) {
+  if (!lengths.defined() || gemm_kernels_for(target_for(input)) == nullptr) return {};
+  const Tensor time = at::arange(input.size(0), lengths.options()).unsqueeze(1);
+  return time.lt(lengths).flatten().nonzero().squeeze(1);
+}
+
+Tensor gather(const Tensor& rows, const Tensor& taken) {
+  return taken.defined() ? rows.index_select(0, taken) : rows;
+}
+
 // W_ih x of all steps, in the accumulation type, and the distance of its rows: in the memory of
 // `gates` where that fits.
-std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w_ih,
-                                       const Tensor& gates) {
+std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w_ih, const Tensor& gates,
+                                       const Tensor& lengths) {
   const int64_t rows = input.size(0) * input.size(1), columns = w_ih.size(0);
-  const Tensor x = input.view({rows, input.size(2)});
+  const Tensor taken = taken_rows(lengths, input);
+  const Tensor x = gather(input.view({rows, input.size(2)}), taken);
   const GemmKernels* kernels = gemm_kernels_for(target_for(input));
   if (kernels == nullptr) {
     const auto wide = wide_type(input);
@@ -114,13 +127,18 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w_ih,
   const bool in_gates = gates.numel() > 0 && wide_type(input) == input.scalar_type();
   const Tensor sums = in_gates ? gates : empty_output(x, {rows, columns}, wide_type(x));
   const int64_t sums_row = in_gates ? gates.size(2) : columns;
+  const Tensor target =
+      taken.defined() ? empty_output(x, {x.size(0), columns}, wide_type(x)) : sums;
   PackedProblem p;
   p.dtype = dtype_of(input, kOp, "input");
-  p.m = rows, p.n = columns, p.k = x.size(1);
-  p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k, p.c_row = sums_row;
+  p.m = x.size(0), p.n = columns, p.k = x.size(1);
+  p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k;
+  p.c_row = taken.defined() ? columns : sums_row;
   p.wide = true;
-  kernels->packed(p, x.const_data_ptr(), w_ih.const_data_ptr(), sums.mutable_data_ptr(),
+  kernels->packed(p, x.const_data_ptr(), w_ih.const_data_ptr(), target.mutable_data_ptr(),
                   context_for(input));
+  if (taken.defined())
+    sums.view({rows, sums_row}).narrow(1, 0, columns).index_copy_(0, taken, target);
   return {sums, sums_row};
 }
 
@@ -165,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(
   const Tensor x = input.contiguous(), h = h0.contiguous(), c = contiguous(c0),
                wi = w_ih.contiguous(), wh = w_hh.contiguous(), bi = contiguous(b_ih),
                bh = contiguous(b_hh), ends = contiguous(lengths);
-  const auto [sums, sums_row] = input_sums(x, wi, gates);
+  const auto [sums, sums_row] = input_sums(x, wi, gates, ends);
   Tensor states, cell_states;
   if (gemm_kernels_for(target_for(input)) == nullptr) {
     states = empty_output(input, {2, p.batch, p.hidden});
@@ -253,17 +271,25 @@ std::vector<Tensor> rnn_layer_gradients(
                      context_for(output));
 
   const int64_t rows = p.steps * p.batch;
-  const Tensor of_x = grad_sums.view({rows, columns});
-  const Tensor of_h = is_gru ? grad_hidden.view({rows, columns}) : of_x;
+  const Tensor taken = taken_rows(ends, output);
+  const Tensor of_x = gather(grad_sums.view({rows, columns}), taken);
+  const Tensor of_h = is_gru ? gather(grad_hidden.view({rows, columns}), taken) : of_x;
   const auto weight_gradient = [&](const Tensor& of_sums, const Tensor& factor) {
-    if (rows == 0) return at::zeros({columns, factor.size(-1)}, output.options());
-    return product(of_sums, true, factor.contiguous().view({rows, factor.size(-1)}));
+    if (of_sums.size(0) == 0) return at::zeros({columns, factor.size(-1)}, output.options());
+    const Tensor flat = factor.contiguous().view({rows, factor.size(-1)});
+    return product(of_sums, true, gather(flat, taken));
   };
   const auto bias_gradient = [&](const Tensor& of_sums) {
-    return rows == 0 ? at::zeros({columns}, output.options()) : column_sums(of_sums);
+    return of_sums.size(0) == 0 ? at::zeros({columns}, output.options()) : column_sums(of_sums);
+  };
+  const auto input_gradient = [&] {
+    const Tensor found = product(of_x, false, w_ih.contiguous());
+    if (!taken.defined()) return found.view(input.sizes());
+    Tensor whole = at::zeros({rows, input.size(2)}, output.options());
+    return whole.index_copy_(0, taken, found).view(input.sizes());
   };
   std::vector<Tensor> result;
-  if (wanted[0]) result.push_back(product(of_x, false, w_ih.contiguous()).view(input.sizes()));
+  if (wanted[0]) result.push_back(input_gradient());
   if (wanted[1]) result.push_back(grad_h.to(output.scalar_type(), false, /*copy=*/true));
   if (wanted[2]) result.push_back(grad_c.to(output.scalar_type(), false, /*copy=*/true));
   if (wanted[3]) result.push_back(weight_gradient(of_x, input));

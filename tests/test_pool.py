@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,21 +24,64 @@ from harness import (
     check_gradients,
     grid,
     module_info,
+    op_info,
     op_samples,
     sliced,
 )
 from weft import _C
 from weft.testing import cpu_target, host_execution
 
+_KINDS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
 OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "max_pool2d": (W.max_pool2d, F.max_pool2d),
-    "avg_pool2d": (W.avg_pool2d, F.avg_pool2d),
+    f"{kind}{rank}d": (getattr(W, f"{kind}{rank}d"), getattr(F, f"{kind}{rank}d"))
+    for kind in _KINDS
+    for rank in (1, 2, 3)
 }
-MODULES = [torch.nn.MaxPool2d, torch.nn.AvgPool2d]
+
+
+def _avg_pool3d(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch's, which it does not have for half types on CPU."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return F.avg_pool3d(x.float() if half else x, *args, **kwargs).to(x.dtype)
+
+
+OPS["avg_pool3d"] = (W.avg_pool3d, _avg_pool3d)
+FIXED = [name for name in OPS if not name.startswith("adaptive")]
+ADAPTIVE = [name for name in OPS if name.startswith("adaptive")]
+MODULES = [
+    getattr(torch.nn, f"{kind}{rank}d")
+    for kind in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
+    for rank in (1, 2, 3)
+]
 
 each_op = pytest.mark.parametrize("name", OPS)
+
+each_adaptive = pytest.mark.parametrize("name", ADAPTIVE)
+each_plane = pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS[2], ids=str)
+each_last = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+
+
+def rank_of(name: str) -> int:
+    return int(name[-2])
+
+
+def window_of(name: str) -> tuple[Any, ...]:
+    """Positional arguments after the input that suit any map of at least 3 positions an axis."""
+    return (3,) if name.startswith("adaptive") else (3, 2, 1)
+
+
+def in_layout(x: torch.Tensor, rank: int, last: bool) -> torch.Tensor:
+    """Contiguous, or channels-last where the rank has such a layout."""
+    if not last or rank == 1:
+        return x.contiguous()
+    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[rank])
+
+
+def random_map(name: str, *batch: int, extents: tuple[int, int, int] = (5, 8, 9)) -> torch.Tensor:
+    return torch.randn(*batch, *extents[-rank_of(name) :])
 
 
 # ---- torch's own definitions ---------------------------------------------------------------------
@@ -51,7 +95,9 @@ def test_op_db_samples(name: str, dtype: torch.dtype, device: torch.device) -> N
         check_against_native(weft_op, native, sample.input, *sample.args, **sample.kwargs)
 
 
-@each_op
+@pytest.mark.parametrize(
+    "name", [n for n in OPS if op_info(f"nn.functional.{n}").error_inputs_func]
+)
 def test_op_db_errors(name: str, device: torch.device) -> None:
     check_error_inputs(f"nn.functional.{name}", OPS[name][0], device)
 
@@ -96,7 +142,7 @@ WINDOWS = [
 ]
 
 
-@each_op
+@each_plane
 @each_layout
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_integers_are_exact(
@@ -122,6 +168,91 @@ def test_integers_are_exact(
         (e,) = torch.autograd.grad(expected, x, seed)
         assert torch.equal(a, e)
         assert a.is_contiguous(memory_format=layout)
+
+
+UNEVEN_WINDOWS = [
+    {"kernel_size": (1, 2, 2), "stride": (1, 2, 2)},
+    {"kernel_size": (2, 3, 5), "stride": (1, 2, 4), "padding": (1, 1, 2), "ceil_mode": True},
+    {"kernel_size": (3, 1, 4), "stride": (2, 3, 1), "padding": (0, 0, 1)},
+]
+UNEVEN_SIZES = [{"output_size": size} for size in ((2, 3, 4), (1, 8, 1), (6, 1, 17), (3, 1, 1))]
+
+
+@each_op
+@each_last
+def test_uneven_axes(name: str, last: bool, device: torch.device) -> None:
+    """Windows that differ from axis to axis; maxima, and means by one division, are exact."""
+    weft_op, native = OPS[name]
+    rank = rank_of(name)
+    for arguments in UNEVEN_SIZES if name in ADAPTIVE else UNEVEN_WINDOWS:
+        window = {k: v[-rank:] if isinstance(v, tuple) else v for k, v in arguments.items()}
+        for width in (7, 16, 33):
+            x = torch.randint(-8, 9, (2, 3, *(4, 6, width)[-rank:]), device=device).float()
+            x = in_layout(x, rank, last).requires_grad_()
+            expected, actual = native(x, **window), weft_op(x, **window)
+            if name.startswith("adaptive_avg"):  # torch divides once an axis
+                check_against_native(weft_op, native, x, **window)
+            else:
+                assert torch.equal(actual, expected)
+            assert in_layout(actual, rank, last).stride() == actual.stride()
+            seed = torch.randint(-8, 9, expected.shape, device=device).float()
+            (grad,) = torch.autograd.grad(actual, x, seed)
+            if "max" in name:
+                assert torch.equal(grad, torch.autograd.grad(expected, x, seed)[0])
+            assert grad.stride() == x.stride()
+
+
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", [n for n in OPS if "max" in n])
+@each_last
+def test_indices_of_ties_and_nan(name: str, last: bool, device: torch.device) -> None:
+    weft_op, native = OPS[name]
+    rank = rank_of(name)
+    if name in ADAPTIVE:
+        windows = [(size[-rank:],) for size in ((1, 1, 1), (2, 3, 5), (2, 1, 1), (3, 7, 40))]
+    else:
+        windows = [(2,), (3, 2, 1)]
+    for drawn in (SPECIAL, SPECIAL[1:], SPECIAL[2:3], SPECIAL[:1]):
+        values = torch.tensor(drawn)
+        choice = torch.randint(0, len(values), (2, 17, *(4, 9, 23)[-rank:]))
+        x = in_layout(values[choice].to(device), rank, last)
+        for window in windows:
+            y, indices = weft_op(x, *window, return_indices=True)
+            # torch's channels-last kernels lose the first place of windows of -inf.
+            expected = native(x.contiguous(), *window, return_indices=True)
+            assert torch.equal(indices, expected[1])
+            assert indices.dtype == torch.int64
+            torch.testing.assert_close(y, expected[0], rtol=0, atol=0, equal_nan=True)
+
+
+@each_adaptive
+@each_last
+def test_global_pooling(name: str, last: bool, device: torch.device) -> None:
+    weft_op, native = OPS[name]
+    for extents in ((1, 1, 1), (2, 3, 3), (3, 7, 7), (4, 13, 17), (2, 40, 61)):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(2, 3, *extents[-rank_of(name) :], device=device, dtype=dtype)
+            x = in_layout(x, rank_of(name), last).requires_grad_()
+            check_against_native(weft_op, native, x, 1)
+
+
+def test_sizes_of_the_input_and_none(device: torch.device) -> None:
+    x = torch.randn(2, 3, 5, 6, device=device)
+    for size in ((None, 2), (3, None), [None, None], (5, 6)):
+        assert torch.equal(W.adaptive_max_pool2d(x, size), F.adaptive_max_pool2d(x, size))
+        check_against_native(W.adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, size)
+
+
+@each_adaptive
+def test_no_outputs(name: str, device: torch.device) -> None:
+    weft_op, native = OPS[name]
+    x = random_map(name, 2, 3).to(device).requires_grad_()
+    y = weft_op(x, 0)
+    assert y.shape == native(x, 0).shape
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, torch.zeros_like(x))
 
 
 @each_dtype
@@ -202,6 +333,24 @@ def test_random_problems(
             _C.set_host_execution(False)
 
 
+@settings(max_examples=30, deadline=None, database=None, derandomize=True)
+@given(data=st.data(), rank=st.integers(1, 3), dtype=st.sampled_from(DTYPES), last=st.booleans())
+def test_random_adaptive_problems(
+    data: st.DataObject, rank: int, dtype: torch.dtype, last: bool
+) -> None:
+    extents = data.draw(st.tuples(*[st.integers(1, 40 // rank**2)] * rank))
+    output_size = data.draw(st.tuples(*[st.integers(1, 20 // rank)] * rank))
+    x = torch.randn(data.draw(st.integers(0, 2)), data.draw(st.integers(1, 20)), *extents)
+    x = in_layout(x.to(dtype), rank, last).requires_grad_()
+    for host in (False, True):
+        _C.set_host_execution(host)
+        try:
+            for name in (n for n in ADAPTIVE if rank_of(n) == rank):
+                check_against_native(*OPS[name], x, output_size)
+        finally:
+            _C.set_host_execution(False)
+
+
 # ---- layouts and strides -------------------------------------------------------------------------
 
 
@@ -209,22 +358,35 @@ def test_random_problems(
 @each_dtype
 def test_strided_inputs(name: str, dtype: torch.dtype, device: torch.device) -> None:
     weft_op, native = OPS[name]
-    x = torch.randn(2, 5, 12, 13, device=device, dtype=dtype, requires_grad=True)
+    x = random_map(name, 2, 5).to(device, dtype).requires_grad_()
+    d = x.detach()
     variants = [
         sliced(x),
-        x.detach().transpose(2, 3).requires_grad_(),
-        x.detach()[:, :1].expand(2, 5, 12, 13).requires_grad_(),
-        x.detach().contiguous(memory_format=torch.channels_last)[:, 1:4].requires_grad_(),
-        x.detach()[0].requires_grad_(),  # unbatched
+        d.transpose(-2, -1).contiguous().transpose(-2, -1).requires_grad_(),
+        d[:, :1].expand(x.shape).requires_grad_(),
+        in_layout(d, rank_of(name), True)[:, 1:4].requires_grad_(),
+        d[0].requires_grad_(),  # unbatched
     ]
     for variant in variants:
-        check_against_native(weft_op, native, variant, 3, 2, 1)
+        check_against_native(weft_op, native, variant, *window_of(name))
+
+
+def test_unbatched_maps_have_no_channels_last_form(device: torch.device) -> None:
+    """[C, D, H, W] laid out as a channels-last [N, C, H, W] is not."""
+    x = torch.randn(3, 4, 6, 6, device=device).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    expected = F.max_pool3d(x.contiguous(), 2)
+    actual = W.max_pool3d(x, 2)
+    assert torch.equal(actual, expected)
+    (a,) = torch.autograd.grad(actual.sin().sum(), x)
+    (e,) = torch.autograd.grad(expected.sin().sum(), x)
+    assert torch.equal(a, e)
 
 
 @each_op
 def test_empty_batch(name: str, device: torch.device) -> None:
     weft_op, native = OPS[name]
-    x = torch.randn(0, 3, 8, 8, device=device, requires_grad=True)
+    x = random_map(name, 0, 3).to(device).requires_grad_()
     y = weft_op(x, 2)
     assert y.shape == native(x, 2).shape
     (grad,) = torch.autograd.grad(y.sum(), x)
@@ -235,79 +397,104 @@ def test_empty_batch(name: str, device: torch.device) -> None:
 
 
 @each_op
-@each_layout
-def test_gradients(name: str, layout: torch.memory_format, device: torch.device) -> None:
-    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, device=device)
-    x = x.contiguous(memory_format=layout).requires_grad_()
-    weft_op = OPS[name][0]
-    check_gradients(lambda t: weft_op(t, 2), x)
-    check_gradients(lambda t: weft_op(t, 3, 2, 1, ceil_mode=True), x)
-    if name == "max_pool2d":
-        check_gradients(lambda t: weft_op(t, 2, 1, 1, dilation=2), x)
+@each_last
+def test_gradients(name: str, last: bool, device: torch.device) -> None:
+    weft_op, rank = OPS[name][0], rank_of(name)
+    # Distinct values, far apart: a maximum among near equals has no derivative.
+    shape = (1, 2, *(3, 3, 4)[-rank:])
+    x = torch.randperm(torch.Size(shape).numel()).double().reshape(shape).to(device) / 7
+    x = in_layout(x, rank, last).requires_grad_()
+    if name in ADAPTIVE:
+        options: list[dict[str, Any]] = [{"output_size": 1}, {"output_size": (2, 3, 3)[-rank:]}]
     else:
-        check_gradients(lambda t: weft_op(t, 3, 2, 1, count_include_pad=False), x)
-        check_gradients(lambda t: weft_op(t, 2, divisor_override=3), x)
+        options = [
+            {"kernel_size": 2},
+            {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+        ]
+        if name.startswith("max"):
+            options.append({"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 2})
+        else:
+            window = {"kernel_size": 3, "stride": 2, "padding": 1}
+            options.append(window | {"count_include_pad": False})
+            options += [{"kernel_size": 2, "divisor_override": 3}] if rank > 1 else []
+    for kwargs in options:
+        check_gradients(partial(weft_op, **kwargs), x)
 
 
 @each_op
-@each_layout
-def test_deterministic(name: str, layout: torch.memory_format, device: torch.device) -> None:
-    x = torch.randn(3, 5, 23, 29, device=device).contiguous(memory_format=layout).requires_grad_()
+@each_last
+def test_deterministic(name: str, last: bool, device: torch.device) -> None:
+    rank = rank_of(name)
+    x = in_layout(random_map(name, 3, 5, extents=(4, 23, 29)), rank, last)
+    x = x.to(device).requires_grad_()
     weft_op = OPS[name][0]
-    seed = torch.randn_like(weft_op(x, 3, 2, 1))
+    seed = torch.randn_like(weft_op(x, *window_of(name)))
 
     def run() -> list[torch.Tensor]:
-        y = weft_op(x, 3, 2, 1)
+        y = weft_op(x, *window_of(name))
         return [y, *torch.autograd.grad(y, x, seed)]
 
     check_deterministic(run)
 
 
-def test_max_pool_keeps_one_byte_per_output(device: torch.device) -> None:
+@pytest.mark.parametrize("name", [n for n in OPS if "max" in n])
+def test_max_pool_keeps_one_byte_per_output(name: str, device: torch.device) -> None:
     kept: list[torch.Tensor] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         kept.append(tensor)
         return tensor
 
-    x = torch.randn(2, 3, 16, 16, device=device, requires_grad=True)
+    x = random_map(name, 2, 3).to(device).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = W.max_pool2d(x, 2)
+        y = OPS[name][0](x, *window_of(name))
     assert sum(t.untyped_storage().nbytes() for t in kept) == y.numel()
 
 
 # ---- dispatcher ----------------------------------------------------------------------------------
 
 
-def test_opcheck(device: torch.device) -> None:
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@each_last
+def test_opcheck(rank: int, last: bool, device: torch.device) -> None:
     ops = torch.ops.weft
-    window = [[3, 3], [2, 2], [1, 1], [1, 1], False]
-    average = [[3, 3], [2, 2], [1, 1], False, False, None]
-    for layout in LAYOUTS[2]:
-        x = torch.randn(2, 3, 9, 8, device=device).contiguous(memory_format=layout)
-        y, places = ops.max_pool(x, *window, True)
-        last = layout is torch.channels_last
-        cases = [
-            (ops.max_pool, (x, *window, True)),
-            (ops.max_pool, (x, *window, False)),
-            (ops.max_pool_backward, (torch.randn_like(y), places, x.shape, *window, last)),
-            (ops.max_pool_pick, (x, places, *window)),
-            (ops.max_pool_indices, (places, x.shape, *window)),
-            (ops.avg_pool, (x, *average)),
-            (ops.avg_pool_backward, (torch.randn_like(y), x.shape, *average, last)),
-        ]
-        for op, args in cases:
-            torch.library.opcheck(op.default, args)
+    window = [[3] * rank, [2] * rank, [1] * rank, [1] * rank, False]
+    average = [[3] * rank, [2] * rank, [1] * rank, False, False, None]
+    size = [2, 3, 1][:rank]
+    x = in_layout(random_map(f"{rank}d", 2, 3).to(device), rank, last)
+    y, places = ops.max_pool(x, *window, True)
+    z, boxes = ops.adaptive_max_pool(x, size, True)
+    on_last = last and rank > 1
+    cases = [
+        (ops.max_pool, (x, *window, True)),
+        (ops.max_pool, (x, *window, False)),
+        (ops.max_pool_backward, (torch.randn_like(y), places, x.shape, *window, on_last)),
+        (ops.max_pool_pick, (x, places, *window)),
+        (ops.max_pool_indices, (places, x.shape, *window)),
+        (ops.avg_pool, (x, *average)),
+        (ops.avg_pool_backward, (torch.randn_like(y), x.shape, *average, on_last)),
+        (ops.adaptive_max_pool, (x, size, True)),
+        (ops.adaptive_max_pool, (x, size, False)),
+        (ops.adaptive_max_pool_backward, (torch.randn_like(z), boxes, x.shape, size, on_last)),
+        (ops.adaptive_max_pool_pick, (x, boxes, size)),
+        (ops.adaptive_max_pool_indices, (boxes, x.shape, size)),
+        (ops.adaptive_avg_pool, (x, size)),
+        (ops.adaptive_avg_pool_backward, (torch.randn_like(z), x.shape, size, on_last)),
+    ]
+    for op, args in cases:
+        torch.library.opcheck(op.default, args)
 
 
 @each_op
 def test_compile(name: str, device: torch.device) -> None:
-    weft_op = OPS[name][0]
-    compiled = torch.compile(lambda t: weft_op(t, 3, 2, 1), fullgraph=True, backend="aot_eager")
-    for layout in LAYOUTS[2]:
-        x = torch.randn(2, 3, 9, 8, device=device).contiguous(memory_format=layout).requires_grad_()
+    weft_op, rank = OPS[name][0], rank_of(name)
+    window = window_of(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda t: weft_op(t, *window), fullgraph=True, backend="aot_eager")
+    for last in (False, True) if rank > 1 else (False,):
+        x = in_layout(random_map(name, 2, 3).to(device), rank, last).requires_grad_()
         y = compiled(x)
-        expected = weft_op(x, 3, 2, 1)
+        expected = weft_op(x, *window)
         assert torch.equal(y, expected)
         assert y.stride() == expected.stride()
         (a,) = torch.autograd.grad(y.sin().sum(), x)
@@ -316,13 +503,14 @@ def test_compile(name: str, device: torch.device) -> None:
 
 
 @each_op
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_torch_func(name: str, device: torch.device) -> None:
     weft_op, native = OPS[name]
-    x = torch.randn(3, 2, 8, 8, device=device)
+    x = random_map(name, 3, 2).to(device)
 
     def per_sample(op: Callable[..., torch.Tensor]) -> torch.Tensor:
         def loss(sample: torch.Tensor) -> torch.Tensor:
-            return op(sample[None], 3, 2, 1).sin().sum()
+            return op(sample[None], *window_of(name)).sin().sum()
 
         return torch.func.vmap(torch.func.grad(loss))(x)
 
@@ -330,10 +518,11 @@ def test_torch_func(name: str, device: torch.device) -> None:
 
 
 @each_op
-def test_autocast_keeps_the_dtype(name: str, device: torch.device) -> None:
-    weft_op, native = OPS[name]
-    x = torch.randn(1, 2, 8, 8, device=device)
+def test_autocast_as_torch(name: str, device: torch.device) -> None:
+    weft_op = OPS[name][0]
+    x = random_map(name, 1, 2).to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16):
+        native = getattr(F, name)
         assert weft_op(x, 2).dtype == native(x, 2).dtype
         assert weft_op(x.bfloat16(), 2).dtype == native(x.bfloat16(), 2).dtype
 
@@ -351,6 +540,22 @@ def test_every_cpu_target(target: str, dtype: torch.dtype, layout: torch.memory_
         for kernel, stride, padding in [(2, 2, 0), (3, 2, 1), (3, 1, 1), (7, 3, 3)]:
             check_against_native(W.max_pool2d, F.max_pool2d, x, kernel, stride, padding)
             check_against_native(W.avg_pool2d, F.avg_pool2d, x, kernel, stride, padding)
+        for size in (1, (1, 7), (4, 1), (5, 40)):
+            check_against_native(W.adaptive_max_pool2d, F.adaptive_max_pool2d, x, size)
+            check_against_native(W.adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, size)
+
+
+@each_adaptive
+@each_last
+@pytest.mark.parametrize("output_size", [1, 4])
+def test_traffic_of_adaptive_windows_is_minimal(name: str, last: bool, output_size: int) -> None:
+    x = in_layout(random_map(name, 2, 32, extents=(8, 16, 16)), rank_of(name), last)
+    with host_execution() as run:
+        y = OPS[name][0](x, output_size)
+    (launch,) = run.launches
+    assert launch.bytes_loaded == x.nbytes
+    assert launch.bytes_stored == y.nbytes
+    assert launch.traffic <= 1.25 * (x.nbytes + y.nbytes)
 
 
 @each_layout
@@ -384,7 +589,7 @@ BAD_ARGUMENTS = [
 ]
 
 
-@each_op
+@each_plane
 @pytest.mark.parametrize(("shape", "kwargs", "text"), BAD_ARGUMENTS, ids=str)
 def test_bad_arguments(
     name: str, shape: tuple[int, ...], kwargs: dict, text: str, device: torch.device
@@ -393,10 +598,27 @@ def test_bad_arguments(
         OPS[name][0](torch.randn(shape, device=device), **kwargs)
 
 
+@each_adaptive
+@pytest.mark.parametrize("size", [-1, (2, 2, 2, 2), (2, None, -3, 1), 2**31], ids=str)
+def test_bad_output_sizes(name: str, size: Any, device: torch.device) -> None:
+    with pytest.raises(RuntimeError, match=f"{name}: .*output_size"):
+        OPS[name][0](random_map(name, 2, 3).to(device), size)
+
+
+@each_op
+def test_wrong_rank_and_empty_maps(name: str, device: torch.device) -> None:
+    weft_op, rank = OPS[name][0], rank_of(name)
+    for dims in (rank, rank + 3):
+        with pytest.raises(RuntimeError, match=f"{name}: Expected {rank + 1}D or {rank + 2}D"):
+            weft_op(torch.ones([2] * dims, device=device), 1)
+    with pytest.raises(RuntimeError, match=f"{name}: .*non-zero size"):
+        weft_op(torch.ones([2] * (rank + 1) + [0], device=device), 1)
+
+
 @each_op
 def test_integer_input(name: str, device: torch.device) -> None:
     with pytest.raises(NotImplementedError, match="float32, float64, bfloat16 or float16"):
-        OPS[name][0](torch.ones(1, 1, 4, 4, dtype=torch.int64, device=device), 2)
+        OPS[name][0](random_map(name, 1, 1).to(device, torch.int64), 2)
 
 
 def test_zero_divisor(device: torch.device) -> None:

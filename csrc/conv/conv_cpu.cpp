@@ -1,8 +1,11 @@
-// Convolution on CPU: contiguous tensors row by row (conv_rows.h), channels-last ones pixel by
-// pixel (conv_pixels.h).
+// Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), channels-last ones pixel
+// by pixel (conv_pixels.h), or, where depthwise, by conv_depthwise.h. Contiguous ones of enough
+// channels for vectors along them take the way of conv_layout.h.
 #include "conv/conv.h"
+#include "conv/conv_depthwise.h"
+#include "conv/conv_layout.h"
 #include "conv/conv_pixels.h"
-#include "conv/conv_rows.h"
+#include "conv/conv_planes.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -10,7 +13,9 @@ namespace {
 template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
-  const auto run = p.channels_last ? gather_pixels<T> : gather_rows<T>;
+  const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
+                   : least(p.c, p.k) >= kLanes<T> ? gather_transposed<T>
+                                                  : gather_planes<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
       static_cast<T*>(dst), context);
 }
@@ -33,7 +38,10 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = p.channels_last ? wgrad_pixels<T> : wgrad_rows<T>;
+    const bool wide = most(p.c, p.k) >= kLanes<T>;
+    const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_wgrad<T> : wgrad_pixels<T>)
+                     : wide          ? wgrad_transposed<T>
+                                     : wgrad_planes<T>;
     run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
   });
 }
@@ -41,7 +49,7 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
 void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = p.channels_last ? bias_grad_pixels<T> : bias_grad_rows<T>;
+    const auto run = p.channels_last ? bias_grad_pixels<T> : bias_grad_planes<T>;
     run(p, static_cast<const T*>(gy), static_cast<T*>(gb), context);
   });
 }

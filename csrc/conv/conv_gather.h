@@ -6,6 +6,8 @@
 #pragma once
 
 #include "conv/conv.h"
+#include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/simd.h"
 
 namespace weft::WEFT_TARGET {
@@ -59,6 +61,18 @@ inline Range sources_of(const Window& window, int64_t begin, int64_t end, int64_
   return first < last ? Range{first, last} : Range{0, 0};
 }
 
+// Sums are taken of about so many products at a time, then added: shorter chains of additions round
+// less.
+inline constexpr int64_t kTerms = 32;
+
+// The output columns whose place `offset` (in input columns, padding taken off) lies inside.
+inline Range columns_inside(const Window& w, int64_t offset, int64_t in, int64_t out) {
+  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, w.stride);
+  const int64_t available = in - offset;
+  const int64_t end = available > 0 ? least(ceil_div(available, w.stride), out) : 0;
+  return {begin, most(begin, end)};
+}
+
 // Splits `count` images into a number of chunks that depends on the problem alone, at least about
 // `kTasks` tasks in all: what is summed over images is summed chunk by chunk, so its bits do not
 // depend on how many threads there are.
@@ -66,6 +80,104 @@ inline int64_t image_chunks(int64_t images, int64_t tasks_per_chunk) {
   constexpr int64_t kTasks = 16;
   return most(1, least(images, ceil_div(kTasks, most(tasks_per_chunk, 1))));
 }
+
+// Calls body(Count<n>, first) over [0, count) in steps of at most kMax.
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+template <int kMax, class Body>
+WEFT_INLINE void in_steps(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kMax <= count; i += kMax) body(Count<kMax>{}, i);
+  if constexpr (kMax > 4) {
+    if (i + 4 <= count) {
+      body(Count<4>{}, i);
+      i += 4;
+    }
+  }
+  if constexpr (kMax > 3) {
+    if (i + 3 == count) {
+      body(Count<3>{}, i);
+      i += 3;
+    }
+  }
+  if constexpr (kMax > 2) {
+    if (i + 2 <= count) {
+      body(Count<2>{}, i);
+      i += 2;
+    }
+  }
+  if constexpr (kMax > 1) {
+    if (i < count) body(Count<1>{}, i);
+  }
+}
+
+// The same in steps that differ by at most one: no short last one, which would keep the FMA units
+// waiting.
+template <int kMax, class Body>
+WEFT_INLINE void in_even_steps(int64_t count, const Body& body) {
+  static_assert(kMax == 6);
+  for (int64_t i = 0; i < count;) {
+    const int64_t left = count - i;
+    const int64_t step = ceil_div(left, ceil_div(left, kMax));
+    switch (step) {
+      case 6:
+        body(Count<6>{}, i);
+        break;
+      case 5:
+        body(Count<5>{}, i);
+        break;
+      case 4:
+        body(Count<4>{}, i);
+        break;
+      case 3:
+        body(Count<3>{}, i);
+        break;
+      case 2:
+        body(Count<2>{}, i);
+        break;
+      default:
+        body(Count<1>{}, i);
+    }
+    i += step;
+  }
+}
+
+template <class T>
+void copy_row(accumulate_t<T>* out, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store_vec(out + i, load_vec(in + i));
+  if (i < count)
+    store_part(out + i, load_part(in + i, static_cast<int>(count - i)),
+               static_cast<int>(count - i));
+}
+
+// A tensor in the accumulation type: itself, or a widened copy of half elements.
+template <class T>
+class Widened {
+ public:
+  using Acc = accumulate_t<T>;
+  static constexpr bool kCopies = sizeof(T) != sizeof(Acc);
+
+  Widened(const T* data, int64_t count, const Context& context)
+      : data_(reinterpret_cast<const Acc*>(data)) {
+    if constexpr (kCopies) {
+      copy_.resize(count);
+      data_ = copy_.data();
+      constexpr int64_t kBlock = 4096;
+      parallel_for(context, ceil_div(count, kBlock), 1, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * kBlock;
+        copy_row(copy_.data() + first, data + first, least(end * kBlock, count) - first);
+      });
+    }
+  }
+  const Acc* data() const { return data_; }
+
+ private:
+  Scratch<Acc> copy_;
+  const Acc* data_;
+};
 
 template <class Acc>
 WEFT_INLINE Acc sum_of_lanes(Vec<Acc> value) {

@@ -1,20 +1,16 @@
 // Convolution of channels-last tensors on CPU: vectors along the channels.
 //
-// fprop and dgrad: weights are packed once as [group, place, source channel, destination channel],
-// the last padded to whole vectors. A tile of a few pixels of a row × a few vectors of destination
-// channels stays in registers; each place gives a pointer per pixel (to a row of zeros in the
-// padding), and the loop over source channels loads the weights' vectors and broadcasts the pixels'
-// values. A strided dgrad takes its pixels phase by phase, so that all of a tile meet the same
-// places. wgrad: a tile of weights of one place, broadcast channels × vectors of channels, goes
-// through all pixels of an image; the wider side of the layer is the vectors'. Depthwise layers
-// have one channel on either side of a group: there vectors run over the groups, and weights are
-// vectors too. Bound: FLOPs for dense problems, bytes for depthwise ones. Groups much narrower than
-// a vector waste it.
+// fprop and dgrad: weights are packed once, so that a tile reads its own from end to end. A tile of
+// a few pixels of a row × a few vectors of destination channels stays in registers; each place
+// gives a pointer per pixel (to a row of zeros in the padding), and the loop over source channels
+// loads the weights' vectors and broadcasts the pixels' values. A strided dgrad takes its pixels
+// phase by phase, so that all of a tile meet the same places. wgrad: a tile of weights of one
+// place, broadcast channels × vectors of channels, goes through all pixels of an image; the wider
+// side of the layer is the vectors'. Chains of additions are cut about every `kTerms`. Bound:
+// FLOPs. Groups much narrower than a vector waste it.
 #pragma once
 
 #include "conv/conv_gather.h"
-#include "core/parallel.h"
-#include "core/scratch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -26,36 +22,7 @@ inline constexpr int kMaxVectors = 4;
 inline constexpr int kMaxVectors = 2;
 #endif
 inline constexpr int kPixels = 6;
-inline constexpr int kDepthwisePixels = 4;
 inline constexpr int kWgradRows = 4;
-
-inline bool is_depthwise(const ConvProblem& p) { return p.c == 1 && p.k == 1 && p.groups > 1; }
-
-// Calls body(Count<n>, first) over [0, count) in steps of at most kMax, powers of two below it.
-template <int n>
-struct Count {
-  static constexpr int value = n;
-};
-template <int kMax, class Body>
-WEFT_INLINE void in_steps(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + kMax <= count; i += kMax) body(Count<kMax>{}, i);
-  if constexpr (kMax > 4) {
-    if (i + 4 <= count) {
-      body(Count<4>{}, i);
-      i += 4;
-    }
-  }
-  if constexpr (kMax > 2) {
-    if (i + 2 <= count) {
-      body(Count<2>{}, i);
-      i += 2;
-    }
-  }
-  if constexpr (kMax > 1) {
-    if (i < count) body(Count<1>{}, i);
-  }
-}
 
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_lanes(const T* address, int64_t count) {
@@ -72,12 +39,13 @@ WEFT_INLINE void store_lanes(T* address, Vec<accumulate_t<T>> value, int64_t cou
 // ---- fprop and dgrad ---------------------------------------------------------------------------
 
 // What a row of destination pixels needs: filled per task.
-template <class T>
+template <class Acc>
 struct PixelRow {
   const ConvProblem& p;
   const Gather& g;
-  const T* image;    // source image, first channel of the group
-  const T* zeros;    // a pixel of the padding
+  const Acc* source;  // row `first_row` of slice `first_slice`, first channel of the group
+  const Acc* zeros;   // a pixel of the padding
+  int64_t first_slice, first_row, slice_step;
   int64_t d, h;      // of the destination
   int64_t channels;  // of the source, from pixel to pixel
   int64_t phases;    // pixels of a tile are this far apart
@@ -92,17 +60,18 @@ struct PixelRow {
       for (int64_t j = 0; j < p.window[1].size; ++j) {
         const int64_t row = source_of(p.window[1], h, j, g.src[1], g.transposed);
         if (row < 0) continue;
-        const T* from = image + (slice * g.src[1] + row) * g.src[2] * channels;
+        const Acc* from =
+            source + (slice - first_slice) * slice_step + (row - first_row) * g.src[2] * channels;
         for (int64_t l = 0; l < p.window[2].size; ++l) {
-          const T* source[pixels];
+          const Acc* pixel[pixels];
           bool read = false;
           for (int q = 0; q < pixels; ++q) {
             const int64_t column =
                 source_of(p.window[2], w + q * phases, l, g.src[2], g.transposed);
-            source[q] = column < 0 ? zeros : from + column * channels;
+            pixel[q] = column < 0 ? zeros : from + column * channels;
             read = read || column >= 0;
           }
-          if (read) body((i * p.window[1].size + j) * p.window[2].size + l, source);
+          if (read) body((i * p.window[1].size + j) * p.window[2].size + l, pixel);
         }
       }
     }
@@ -111,78 +80,70 @@ struct PixelRow {
 
 // dst[q · dst_step + j] for `pixels` pixels q and `vectors` vectors of destination channels j.
 template <class T, int pixels, int vectors>
-void pixel_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weights,
-                int64_t weight_row, const accumulate_t<T>* bias, T* dst, int64_t dst_step,
-                int64_t lanes) {
+void pixel_tile(const PixelRow<accumulate_t<T>>& row, int64_t w, const accumulate_t<T>* weights,
+                const accumulate_t<T>* bias, T* dst, int64_t dst_step, int64_t lanes) {
   using Acc = accumulate_t<T>;
-  Vec<Acc> sum[pixels][vectors];
+  constexpr int64_t kRow = vectors * kLanes<T>;
+  // Sums of about kTerms products, and their total.
+  Vec<Acc> sum[pixels][vectors] = {}, total[pixels][vectors];
   for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v) sum[q][v] = load_vec(bias + v * kLanes<T>);
+    for (int v = 0; v < vectors; ++v) total[q][v] = load_vec(bias + v * kLanes<T>);
   const int64_t channels = row.g.src_channels;
+  int64_t terms = 0;
+  const auto add_sums = [&]() __attribute__((always_inline)) {
+    terms = 0;
+    for (int q = 0; q < pixels; ++q)
+      for (int v = 0; v < vectors; ++v) {
+        total[q][v] += sum[q][v];
+        sum[q][v] = Vec<Acc>{};
+      }
+  };
   row.template for_each_place<pixels>(
-      w, [&](int64_t place, const T* const* source) __attribute__((always_inline)) {
-        const Acc* weight = weights + place * channels * weight_row;
-        for (int64_t c = 0; c < channels; ++c, weight += weight_row) {
-          Vec<Acc> by[vectors];
-          for (int v = 0; v < vectors; ++v) by[v] = load_vec(weight + v * kLanes<T>);
-          for (int q = 0; q < pixels; ++q) {
-            const Acc x = widen(source[q][c]);
-            for (int v = 0; v < vectors; ++v) sum[q][v] += x * by[v];
+      w, [&](int64_t place, const Acc* const* source) __attribute__((always_inline)) {
+        const Acc* weight = weights + place * channels * kRow;
+        for (int64_t c = 0; c < channels;) {
+          const int64_t end = least(channels, c + kTerms);
+          terms += end - c;
+          for (; c < end; ++c, weight += kRow) {
+            Vec<Acc> by[vectors];
+            for (int v = 0; v < vectors; ++v) by[v] = load_vec(weight + v * kLanes<T>);
+            for (int q = 0; q < pixels; ++q) {
+              const Acc x = source[q][c];
+              for (int v = 0; v < vectors; ++v) sum[q][v] += x * by[v];
+            }
           }
+          if (terms >= kTerms) add_sums();
         }
       });
+  add_sums();
   for (int q = 0; q < pixels; ++q)
     for (int v = 0; v < vectors; ++v)
-      store_lanes(dst + q * dst_step + v * kLanes<T>, sum[q][v], lanes - v * kLanes<T>);
+      store_lanes(dst + q * dst_step + v * kLanes<T>, total[q][v], lanes - v * kLanes<T>);
 }
 
-// The same for a depthwise layer: lanes are groups, which are channels on both sides.
-template <class T, int pixels, int vectors>
-void depthwise_tile(const PixelRow<T>& row, int64_t w, const accumulate_t<T>* weights,
-                    int64_t weight_row, const accumulate_t<T>* bias, T* dst, int64_t dst_step,
-                    int64_t first, int64_t lanes) {
-  using Acc = accumulate_t<T>;
-  Vec<Acc> sum[pixels][vectors];
-  for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v) sum[q][v] = load_vec(bias + v * kLanes<T>);
-  row.template for_each_place<pixels>(
-      w, [&](int64_t place, const T* const* source) __attribute__((always_inline)) {
-        for (int v = 0; v < vectors; ++v) {
-          const Vec<Acc> by = load_vec(weights + place * weight_row + v * kLanes<T>);
-          for (int q = 0; q < pixels; ++q)
-            sum[q][v] += by * load_lanes(source[q] + first + v * kLanes<T>, lanes - v * kLanes<T>);
-        }
-      });
-  for (int q = 0; q < pixels; ++q)
-    for (int v = 0; v < vectors; ++v)
-      store_lanes(dst + q * dst_step + v * kLanes<T>, sum[q][v], lanes - v * kLanes<T>);
-}
-
-// Weights [G·K, place, C] as [group, place, source channel, destination channel]; for a depthwise
-// layer as [place, group]. The last axis has `row` elements, zero at the end.
+// Weights [G·K, place, C] as [group, panel, place, source channel, destination channel of the
+// panel]: a panel is what one tile reads. The last one's channels are padded to whole vectors.
 template <class T>
 void pack_weights(const ConvProblem& p, const Gather& g, const T* weights, int64_t row,
                   accumulate_t<T>* out, const Context& context) {
   using Acc = accumulate_t<T>;
   const int64_t places = p.window_elements();
-  if (is_depthwise(p)) {
-    for (int64_t place = 0; place < places; ++place, out += row) {
-      for (int64_t c = 0; c < p.groups; ++c) out[c] = widen(weights[c * places + place]);
-      fill(out + p.groups, row - p.groups, Acc{0});
-    }
-    return;
-  }
   const int64_t src_step = g.transposed ? places * p.c : 1;
   const int64_t dst_step = g.transposed ? 1 : places * p.c;
-  parallel_for(context, p.groups * places, 1, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kPanel = kMaxVectors * kLanes<T>;
+  const int64_t panels = ceil_div(row, kPanel);
+  parallel_for(context, p.groups * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* from = weights + (i / places * p.k * places + i % places) * p.c;
-      Acc* to = out + i * g.src_channels * row;
-      for (int64_t c = 0; c < g.src_channels; ++c, to += row) {
-        for (int64_t k = 0; k < g.dst_channels; ++k)
-          to[k] = widen(from[c * src_step + k * dst_step]);
-        fill(to + g.dst_channels, row - g.dst_channels, Acc{0});
-      }
+      const int64_t first = i % panels * kPanel;
+      const int64_t lanes = least(kPanel, row - first);
+      const int64_t channels = least(lanes, g.dst_channels - first);
+      const T* from = weights + i / panels * p.k * places * p.c + first * dst_step;
+      Acc* to = out + (i / panels * row + first) * places * g.src_channels;
+      for (int64_t place = 0; place < places; ++place, from += p.c)
+        for (int64_t c = 0; c < g.src_channels; ++c, to += lanes) {
+          for (int64_t k = 0; k < channels; ++k) to[k] = widen(from[c * src_step + k * dst_step]);
+          fill(to + channels, lanes - channels, Acc{0});
+        }
     }
   });
 }
@@ -191,45 +152,63 @@ template <class T>
 void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                    const T* bias, T* dst, const Context& context) {
   using Acc = accumulate_t<T>;
-  const bool depthwise = is_depthwise(p);
-  // A depthwise layer is walked as one group whose vectors run over its channels.
-  const int64_t walks = depthwise ? 1 : p.groups;
-  const int64_t dst_lanes = depthwise ? p.groups : g.dst_channels;
+  const int64_t dst_lanes = g.dst_channels;
   const int64_t row_lanes = round_up(dst_lanes, kLanes<T>);
   const int64_t group_weights = p.window_elements() * g.src_channels * row_lanes;
-  Scratch<Acc> packed(walks * group_weights);
+  Scratch<Acc> packed(p.groups * group_weights);
   pack_weights(p, g, weights, row_lanes, packed.data(), context);
-  Scratch<Acc> wide_bias(walks * row_lanes);
-  fill(wide_bias.data(), walks * row_lanes, Acc{0});
+  Scratch<Acc> wide_bias(p.groups * row_lanes);
+  fill(wide_bias.data(), p.groups * row_lanes, Acc{0});
   if (bias != nullptr)
-    for (int64_t i = 0; i < walks; ++i)
+    for (int64_t i = 0; i < p.groups; ++i)
       for (int64_t k = 0; k < dst_lanes; ++k)
         wide_bias[i * row_lanes + k] = widen(bias[i * dst_lanes + k]);
   const int64_t src_pixel = p.groups * g.src_channels;
   const int64_t dst_pixel = p.groups * g.dst_channels;
-  Scratch<T> zeros(src_pixel);
-  fill(zeros.data(), src_pixel, T{});
+  Scratch<Acc> zeros(src_pixel);
+  fill(zeros.data(), src_pixel, Acc{0});
   const int64_t phases = g.transposed ? p.window[2].stride : 1;
 
+  // Half elements are widened row by row, before many tiles broadcast them.
+  const auto most_sources = [&](int axis) {
+    const Window& w = p.window[axis];
+    return least(g.transposed ? (w.span() - 1) / w.stride + 1 : w.span(), g.src[axis]);
+  };
+  const int64_t src_row = g.src[2] * src_pixel;
+  const int64_t wide_slice = most_sources(1) * src_row;
+
   parallel_for(context, p.n * g.dst[0] * g.dst[1], 1, [&](int64_t begin, int64_t end) {
+    Scratch<Acc> wide(Widened<T>::kCopies ? most_sources(0) * wide_slice : 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t h = task % g.dst[1];
       const int64_t d = task / g.dst[1] % g.dst[0];
       const int64_t n = task / g.dst[1] / g.dst[0];
-      for (int64_t walk = 0; walk < walks; ++walk) {
-        const PixelRow<T> row{p,
-                              g,
-                              src + n * g.src_positions() * src_pixel + walk * g.src_channels,
-                              zeros.data(),
-                              d,
-                              h,
-                              src_pixel,
-                              phases};
+      const T* const image = src + n * g.src_positions() * src_pixel;
+      PixelRow<Acc> row{p, g, nullptr,   zeros.data(), 0, 0, g.src[1] * src_row,
+                        d, h, src_pixel, phases};
+      const Acc* source;
+      if constexpr (Widened<T>::kCopies) {
+        const Range slices = sources_of(p.window[0], d, d + 1, g.src[0], g.transposed);
+        const Range rows = sources_of(p.window[1], h, h + 1, g.src[1], g.transposed);
+        for (int64_t slice = slices.begin; slice < slices.end; ++slice)
+          copy_row(wide.data() + (slice - slices.begin) * wide_slice,
+                   image + (slice * g.src[1] + rows.begin) * src_row,
+                   (rows.end - rows.begin) * src_row);
+        row.first_slice = slices.begin;
+        row.first_row = rows.begin;
+        row.slice_step = wide_slice;
+        source = wide.data();
+      } else {
+        source = image;
+      }
+      for (int64_t walk = 0; walk < p.groups; ++walk) {
+        row.source = source + walk * g.src_channels;
         T* const out = dst + task * g.dst[2] * dst_pixel + walk * g.dst_channels;
         const Acc* const walk_weights = packed.data() + walk * group_weights;
         const Acc* const walk_bias = wide_bias.data() + walk * row_lanes;
         in_steps<kMaxVectors>(row_lanes / kLanes<T>, [&](auto vectors, int64_t vector) {
           const int64_t first = vector * kLanes<T>;
+          const Acc* const panel = walk_weights + first * p.window_elements() * g.src_channels;
           for (int64_t phase = 0; phase < least(phases, g.dst[2]); ++phase) {
             const int64_t pixels = ceil_div(g.dst[2] - phase, phases);
             const auto tile = [&](auto count, int64_t pixel) {
@@ -237,19 +216,10 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
               constexpr int kVectors = decltype(vectors)::value;
               const int64_t w = phase + pixel * phases;
               T* to = out + w * dst_pixel + first;
-              if (depthwise)
-                depthwise_tile<T, kCount, kVectors>(row, w, walk_weights + first, row_lanes,
-                                                    walk_bias + first, to, phases * dst_pixel,
-                                                    first, dst_lanes - first);
-              else
-                pixel_tile<T, kCount, kVectors>(row, w, walk_weights + first, row_lanes,
-                                                walk_bias + first, to, phases * dst_pixel,
-                                                dst_lanes - first);
+              pixel_tile<T, kCount, kVectors>(row, w, panel, walk_bias + first, to,
+                                              phases * dst_pixel, dst_lanes - first);
             };
-            if (depthwise)
-              in_steps<kDepthwisePixels>(pixels, tile);
-            else
-              in_steps<kPixels>(pixels, tile);
+            in_even_steps<kPixels>(pixels, tile);
           }
         });
       }
@@ -259,20 +229,12 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
 
 // ---- wgrad -------------------------------------------------------------------------------------
 
-// The output columns whose place `offset` (in input columns, padding taken off) lies inside.
-inline Range columns_inside(const Window& w, int64_t offset, int64_t in, int64_t out) {
-  const int64_t begin = offset >= 0 ? 0 : ceil_div(-offset, w.stride);
-  const int64_t available = in - offset;
-  const int64_t end = available > 0 ? least(ceil_div(available, w.stride), out) : 0;
-  return {begin, most(begin, end)};
-}
-
 // Both operands of a weight's sum over one image: a pixel pair walks along a row by the two steps.
-template <class T>
+template <class Acc>
 struct PixelPairs {
   const ConvProblem& p;
-  const T* x;  // of the image, first channel of the group
-  const T* gy;
+  const Acc* x;  // of the image, first channel of the group
+  const Acc* gy;
   int64_t offset[3];  // of the place
 
   template <class Body>
@@ -296,67 +258,46 @@ struct PixelPairs {
 
 // sums[i · sum_row + j] += Σ a[i] · b[j] over the pairs: `rows` broadcast channels i of a,
 // `vectors` vectors of channels j of b; a is x and b is gy, or the other way round.
-template <class T, int rows, int vectors>
-void wgrad_tile(const PixelPairs<T>& pairs, bool broadcast_x, int64_t a_first, int64_t b_first,
-                accumulate_t<T>* sums, int64_t sum_row, int64_t lanes) {
-  using Acc = accumulate_t<T>;
+template <class Acc, int rows, int vectors>
+WEFT_INLINE void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first,
+                            int64_t b_first, Acc* sums, int64_t sum_row, int64_t lanes) {
   Vec<Acc> sum[rows][vectors] = {};
   const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
   const int64_t gy_step = pairs.p.out_channels();
   const int64_t a_step = broadcast_x ? x_step : gy_step;
   const int64_t b_step = broadcast_x ? gy_step : x_step;
-  const bool whole = lanes >= vectors * kLanes<T>;
-  pairs.for_each_row([&](const T* x, const T* gy, int64_t count) __attribute__((always_inline)) {
-    const T* a = (broadcast_x ? x : gy) + a_first;
-    const T* b = (broadcast_x ? gy : x) + b_first;
-    for (; count > 0; --count, a += a_step, b += b_step) {
-      Vec<Acc> by[vectors];
-      for (int v = 0; v < vectors; ++v)
-        by[v] = whole ? load_vec(b + v * kLanes<T>)
-                      : load_lanes(b + v * kLanes<T>, lanes - v * kLanes<T>);
-      for (int i = 0; i < rows; ++i) {
-        const Acc value = widen(a[i]);
-        for (int v = 0; v < vectors; ++v) sum[i][v] += value * by[v];
-      }
-    }
-  });
+  const bool whole = lanes >= vectors * kLanes<Acc>;
+  pairs.for_each_row(
+      [&](const Acc* x, const Acc* gy, int64_t count) __attribute__((always_inline)) {
+        const Acc* a = (broadcast_x ? x : gy) + a_first;
+        const Acc* b = (broadcast_x ? gy : x) + b_first;
+        for (; count > 0; --count, a += a_step, b += b_step) {
+          Vec<Acc> by[vectors];
+          for (int v = 0; v < vectors; ++v)
+            by[v] = whole ? load_vec(b + v * kLanes<Acc>)
+                          : load_lanes(b + v * kLanes<Acc>, lanes - v * kLanes<Acc>);
+          for (int i = 0; i < rows; ++i) {
+            const Acc value = a[i];
+            for (int v = 0; v < vectors; ++v) sum[i][v] += value * by[v];
+          }
+        }
+      });
   for (int i = 0; i < rows; ++i)
     for (int v = 0; v < vectors; ++v) {
-      Acc* to = sums + i * sum_row + v * kLanes<T>;
+      Acc* to = sums + i * sum_row + v * kLanes<Acc>;
       store_vec(to, load_vec(to) + sum[i][v]);
     }
-}
-
-template <class T, int vectors>
-void depthwise_wgrad_tile(const PixelPairs<T>& pairs, int64_t first, accumulate_t<T>* sums,
-                          int64_t lanes) {
-  using Acc = accumulate_t<T>;
-  Vec<Acc> sum[vectors] = {};
-  const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
-  const int64_t gy_step = pairs.p.out_channels();
-  pairs.for_each_row([&](const T* x, const T* gy, int64_t count) __attribute__((always_inline)) {
-    const T* a = x + first;
-    const T* b = gy + first;
-    for (; count > 0; --count, a += x_step, b += gy_step)
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t left = lanes - v * kLanes<T>;
-        sum[v] += load_lanes(a + v * kLanes<T>, left) * load_lanes(b + v * kLanes<T>, left);
-      }
-  });
-  for (int v = 0; v < vectors; ++v) {
-    Acc* to = sums + v * kLanes<T>;
-    store_vec(to, load_vec(to) + sum[v]);
-  }
 }
 
 template <class T>
 void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
   using Acc = accumulate_t<T>;
-  const bool depthwise = is_depthwise(p);
+  const Widened<T> wide_x(x, p.in_elements(), context);
+  const Widened<T> wide_gy(gy, p.out_elements(), context);
   const bool broadcast_x = p.c <= p.k;
-  const int64_t walks = depthwise ? 1 : p.groups;
-  const int64_t rows = depthwise ? 1 : broadcast_x ? p.c : p.k;
-  const int64_t lanes = depthwise ? p.groups : broadcast_x ? p.k : p.c;
+  const int64_t walks = p.groups;
+  const int64_t rows = broadcast_x ? p.c : p.k;
+  const int64_t lanes = broadcast_x ? p.k : p.c;
   const int64_t sum_row = round_up(lanes, kLanes<T>);
   const int64_t places = p.window_elements();
   // A task: one chunk of images, one group, one place, a block of broadcast channels.
@@ -383,23 +324,20 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
       fill(sums, block_rows * sum_row, Acc{0});
       const int64_t last = least(p.n, (chunk + 1) * chunk_images);
       for (int64_t n = chunk * chunk_images; n < last; ++n) {
-        const PixelPairs<T> pairs{p,
-                                  x + n * p.in_positions() * p.in_channels() + walk * p.c,
-                                  gy + n * p.out_positions() * p.out_channels() + walk * p.k,
-                                  {i * p.window[0].dilation - p.window[0].padding,
-                                   j * p.window[1].dilation - p.window[1].padding,
-                                   l * p.window[2].dilation - p.window[2].padding}};
+        const PixelPairs<Acc> pairs{
+            p,
+            wide_x.data() + n * p.in_positions() * p.in_channels() + walk * p.c,
+            wide_gy.data() + n * p.out_positions() * p.out_channels() + walk * p.k,
+            {i * p.window[0].dilation - p.window[0].padding,
+             j * p.window[1].dilation - p.window[1].padding,
+             l * p.window[2].dilation - p.window[2].padding}};
         in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
           constexpr int kVectors = decltype(vectors)::value;
           const int64_t first = vector * kLanes<T>;
-          if (depthwise) {
-            depthwise_wgrad_tile<T, kVectors>(pairs, first, sums + first, lanes - first);
-            return;
-          }
           in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
-            wgrad_tile<T, decltype(broadcast)::value, kVectors>(pairs, broadcast_x, first_row + row,
-                                                                first, sums + row * sum_row + first,
-                                                                sum_row, lanes - first);
+            wgrad_tile<Acc, decltype(broadcast)::value, kVectors>(
+                pairs, broadcast_x, first_row + row, first, sums + row * sum_row + first, sum_row,
+                lanes - first);
           });
         });
       }
@@ -413,9 +351,9 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
                    for (int64_t place = 0; place < places; ++place)
                      for (int64_t c = 0; c < p.c; ++c) {
                        const int64_t k = at % p.k;
-                       const int64_t walk = depthwise ? 0 : at / p.k;
-                       const int64_t row = depthwise ? 0 : broadcast_x ? c : k;
-                       const int64_t lane = depthwise ? at : broadcast_x ? k : c;
+                       const int64_t walk = at / p.k;
+                       const int64_t row = broadcast_x ? c : k;
+                       const int64_t lane = broadcast_x ? k : c;
                        const Acc* from =
                            partial.data() + ((walk * places + place) * rows + row) * sum_row + lane;
                        Acc sum = *from;

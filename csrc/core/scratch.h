@@ -12,15 +12,19 @@ template <class T>
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(int64_t count) {
-    constexpr int64_t kAlign = 64;
-    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-    data_ = static_cast<T*>(std::aligned_alloc(kAlign, bytes > 0 ? bytes : kAlign));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
+  explicit Scratch(int64_t count) { resize(count); }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
+
+  // What was held is lost.
+  void resize(int64_t count) {
+    constexpr int64_t kAlign = 64;
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
+    std::free(data_);
+    data_ = static_cast<T*>(std::aligned_alloc(kAlign, bytes > 0 ? bytes : kAlign));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
 
   T* data() { return data_; }
   const T* data() const { return data_; }

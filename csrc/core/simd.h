@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -116,12 +117,27 @@ WEFT_INLINE void store_vec(f16* address, Vec<float> value) {
 // The first `count` elements only; the other lanes read as zero and are not written.
 template <class T>
 WEFT_INLINE auto load_part(const T* address, int count) {
-  T buffer[kLanes<T>] = {};
-  memcpy(static_cast<void*>(buffer), address, count * sizeof(T));
-  return load_vec(buffer);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return Vec<float>(_mm512_maskz_loadu_ps((1u << count) - 1, address));
+  else if constexpr (std::is_same_v<T, double>)
+    return Vec<double>(_mm512_maskz_loadu_pd((1u << count) - 1, address));
+  else
+#endif
+  {
+    T buffer[kLanes<T>] = {};
+    memcpy(static_cast<void*>(buffer), address, count * sizeof(T));
+    return load_vec(buffer);
+  }
 }
 template <class T, class V>
 WEFT_INLINE void store_part(T* address, V value, int count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(address, (1u << count) - 1, value);
+  else if constexpr (std::is_same_v<T, double>)
+    return _mm512_mask_storeu_pd(address, (1u << count) - 1, value);
+#endif
   T buffer[kLanes<T>];
   store_vec(buffer, value);
   memcpy(static_cast<void*>(address), buffer, count * sizeof(T));

@@ -2,9 +2,12 @@
 //
 // Forward: a thread owns one output and walks its window. Backward: a thread owns one *input* and
 // gathers from the outputs whose windows hold it, in ascending order, so nothing is atomic and the
-// bits never change. Neighbouring threads own neighbouring elements of [outer, D, H, W, inner], so
-// accesses coalesce along W (contiguous) or C (channels-last). Bound: bytes (read the input once,
-// write the output once); overlapping windows re-read through L1.
+// bits never change. Where a window is a long run of memory (global pooling), a warp owns its
+// output and shuffles the lanes' results together. Adaptive windows are boxes of unequal extents,
+// read and inverted by the same functions as fixed ones. Neighbouring threads own neighbouring
+// elements of [outer, D, H, W, inner], so accesses coalesce along W (contiguous) or C
+// (channels-last). Bound: bytes (read the input once, write the output once); overlapping windows
+// re-read through L1.
 #include <limits>
 
 #include "device/device.h"
@@ -17,6 +20,7 @@ using device::load;
 using device::store;
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 
 // A flat element index split into [outer, D, H, W, inner].
 struct Element {
@@ -68,6 +72,55 @@ WEFT_GLOBAL void max_pool_forward(PoolProblem p, const T* x, T* y, Place* places
           place = (i * p.window[1].size + j) * p.window[2].size + k;
         }
       }
+  store(y + index, narrow<T>(best));
+  if constexpr (kKeepPlaces) store(places + index, static_cast<Place>(place));
+}
+
+// The larger value and its place; the first of equal ones, the last NaN.
+template <class Acc>
+WEFT_DEVICE void take_larger(Acc& best, int64_t& place, Acc value, int64_t value_place) {
+  const bool nan = best != best;
+  const bool replace = value != value
+                           ? !nan || value_place > place
+                           : !nan && (value > best || (value == best && value_place < place));
+  if (!replace) return;
+  best = value;
+  place = value_place;
+}
+
+// The same for contiguous input, one warp per output, for windows that are long in W.
+template <class T, class Place, bool kKeepPlaces>
+WEFT_GLOBAL void max_pool_forward_runs(PoolProblem p, const T* x, T* y, Place* places) {
+  const int64_t index = global_thread() / kWarp;
+  if (index >= p.out_elements()) return;
+  const Element e = split(index, p.out, 1);
+  const Range kd = places_inside(p.window[0], e.d, p.in[0]);
+  const Range kh = places_inside(p.window[1], e.h, p.in[1]);
+  const Range kw = places_inside(p.window[2], e.w, p.in[2]);
+  using Acc = accumulate_t<T>;
+  Acc best = -std::numeric_limits<Acc>::infinity();
+  int64_t place =
+      (kd.begin * p.window[1].size + kh.begin) * p.window[2].size + kw.begin + device::lane();
+  for (int64_t i = kd.begin; i < kd.end; ++i)
+    for (int64_t j = kh.begin; j < kh.end; ++j) {
+      const int64_t d = p.window[0].first_input(e.d) + i * p.window[0].dilation;
+      const int64_t h = p.window[1].first_input(e.h) + j * p.window[1].dilation;
+      const int64_t w = p.window[2].first_input(e.w);
+      const T* row = x + flat_index(e, d, h, 0, p.in, 1);
+      for (int64_t k = kw.begin + device::lane(); k < kw.end; k += kWarp) {
+        const Acc value = widen(load(row + w + k * p.window[2].dilation));
+        if (value > best || value != value) {
+          best = value;
+          place = (i * p.window[1].size + j) * p.window[2].size + k;
+        }
+      }
+    }
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    const Acc other = device::shuffle_xor(best, mask);
+    const int64_t other_place = device::shuffle_xor(place, mask);
+    take_larger(best, place, other, other_place);
+  }
+  if (device::lane() != 0) return;
   store(y + index, narrow<T>(best));
   if constexpr (kKeepPlaces) store(places + index, static_cast<Place>(place));
 }
@@ -129,6 +182,25 @@ WEFT_GLOBAL void max_pool_indices(PoolProblem p, const Place* places, int64_t* i
   store(indices + index, (at[0] * p.in[1] + at[1]) * p.in[2] + at[2]);
 }
 
+// A sum of any number of values that loses few bits: eights of them are added up in double, which
+// costs a fraction of the arithmetic of a memory-bound kernel.
+template <class Acc>
+class LongSum {
+ public:
+  WEFT_DEVICE void add(Acc value) {
+    eight_ += value;
+    if (++count_ % 8 != 0) return;
+    rest_ += eight_;
+    eight_ = 0;
+  }
+  WEFT_DEVICE Acc total() const { return static_cast<Acc>(rest_ + eight_); }
+
+ private:
+  Acc eight_ = 0;
+  double rest_ = 0;
+  unsigned count_ = 0;
+};
+
 template <class T>
 WEFT_GLOBAL void avg_pool_forward(PoolProblem p, const T* x, T* y) {
   const int64_t index = global_thread();
@@ -138,16 +210,41 @@ WEFT_GLOBAL void avg_pool_forward(PoolProblem p, const T* x, T* y) {
   const Range kh = places_inside(p.window[1], e.h, p.in[1]);
   const Range kw = places_inside(p.window[2], e.w, p.in[2]);
   using Acc = accumulate_t<T>;
-  Acc sum = 0;
+  LongSum<Acc> sum;
   for (int64_t i = kd.begin; i < kd.end; ++i)
     for (int64_t j = kh.begin; j < kh.end; ++j)
       for (int64_t k = kw.begin; k < kw.end; ++k) {
         const int64_t d = p.window[0].first_input(e.d) + i;
         const int64_t h = p.window[1].first_input(e.h) + j;
         const int64_t w = p.window[2].first_input(e.w) + k;
-        sum += widen(load(x + flat_index(e, d, h, w, p.in, p.inner)));
+        sum.add(widen(load(x + flat_index(e, d, h, w, p.in, p.inner))));
       }
-  store(y + index, narrow<T>(sum / static_cast<Acc>(pool_divisor(p, e.d, e.h, e.w))));
+  store(y + index, narrow<T>(sum.total() / static_cast<Acc>(pool_divisor(p, e.d, e.h, e.w))));
+}
+
+// The same for contiguous input, one warp per output, for windows that are long in W.
+template <class T>
+WEFT_GLOBAL void avg_pool_forward_runs(PoolProblem p, const T* x, T* y) {
+  const int64_t index = global_thread() / kWarp;
+  if (index >= p.out_elements()) return;
+  const Element e = split(index, p.out, 1);
+  const Range kd = places_inside(p.window[0], e.d, p.in[0]);
+  const Range kh = places_inside(p.window[1], e.h, p.in[1]);
+  const Range kw = places_inside(p.window[2], e.w, p.in[2]);
+  using Acc = accumulate_t<T>;
+  LongSum<Acc> lane_sum;
+  for (int64_t i = kd.begin; i < kd.end; ++i)
+    for (int64_t j = kh.begin; j < kh.end; ++j) {
+      const int64_t d = p.window[0].first_input(e.d) + i;
+      const int64_t h = p.window[1].first_input(e.h) + j;
+      const T* row = x + flat_index(e, d, h, 0, p.in, 1) + p.window[2].first_input(e.w);
+      for (int64_t k = kw.begin + device::lane(); k < kw.end; k += kWarp)
+        lane_sum.add(widen(load(row + k)));
+    }
+  Acc sum = lane_sum.total();
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += device::shuffle_xor(sum, mask);
+  if (device::lane() == 0)
+    store(y + index, narrow<T>(sum / static_cast<Acc>(pool_divisor(p, e.d, e.h, e.w))));
 }
 
 template <class T>
@@ -174,6 +271,9 @@ device::Launch one_thread_each(const char* kernel, int64_t elements, const Conte
   return {kernel, ceil_div(elements, kThreads), kThreads, 0, context.stream};
 }
 
+// A warp per output where its window has a vector's worth of neighbours in memory.
+bool has_runs(const PoolProblem& p) { return p.inner == 1 && p.window[2].size >= 2 * kWarp; }
+
 // Calls `body(Place{})` with the integer that holds a place.
 template <class Body>
 void dispatch_place(const PoolProblem& p, const Body& body) {
@@ -183,18 +283,24 @@ void dispatch_place(const PoolProblem& p, const Body& body) {
 
 void launch_max_forward(const PoolProblem& p, const void* x, void* y, void* places,
                         const Context& context) {
-  const auto config = one_thread_each("max_pool_forward", p.out_elements(), context);
+  const bool runs = has_runs(p);
+  const auto config =
+      runs ? one_thread_each("max_pool_forward_runs", p.out_elements() * kWarp, context)
+           : one_thread_each("max_pool_forward", p.out_elements(), context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (places == nullptr) {
-      device::launch(config, max_pool_forward<T, uint8_t, false>, p, static_cast<const T*>(x),
-                     static_cast<T*>(y), nullptr);
+      const auto kernel =
+          runs ? max_pool_forward_runs<T, uint8_t, false> : max_pool_forward<T, uint8_t, false>;
+      device::launch(config, kernel, p, static_cast<const T*>(x), static_cast<T*>(y), nullptr);
       return;
     }
     dispatch_place(p, [&](auto place) {
       using Place = decltype(place);
-      device::launch(config, max_pool_forward<T, Place, true>, p, static_cast<const T*>(x),
-                     static_cast<T*>(y), static_cast<Place*>(places));
+      const auto kernel =
+          runs ? max_pool_forward_runs<T, Place, true> : max_pool_forward<T, Place, true>;
+      device::launch(config, kernel, p, static_cast<const T*>(x), static_cast<T*>(y),
+                     static_cast<Place*>(places));
     });
   });
 }
@@ -235,10 +341,14 @@ void launch_max_indices(const PoolProblem& p, const void* places, int64_t* indic
 }
 
 void launch_avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
-  const auto config = one_thread_each("avg_pool_forward", p.out_elements(), context);
+  const bool runs = has_runs(p);
+  const auto config =
+      runs ? one_thread_each("avg_pool_forward_runs", p.out_elements() * kWarp, context)
+           : one_thread_each("avg_pool_forward", p.out_elements(), context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    device::launch(config, avg_pool_forward<T>, p, static_cast<const T*>(x), static_cast<T*>(y));
+    device::launch(config, runs ? avg_pool_forward_runs<T> : avg_pool_forward<T>, p,
+                   static_cast<const T*>(x), static_cast<T*>(y));
   });
 }
 

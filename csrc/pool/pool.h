@@ -9,7 +9,7 @@
 
 #include "core/context.h"
 #include "core/dtype.h"
-#include "core/window.h"
+#include "pool/pool_window.h"
 
 namespace weft {
 
@@ -19,13 +19,15 @@ struct PoolProblem {
   int64_t inner = 1;
   int64_t in[3] = {1, 1, 1};   // D, H, W of the input
   int64_t out[3] = {1, 1, 1};  // of the output
-  Window window[3];
+  PoolWindow window[3];
 
   // Average pooling: every window is divided by `divisor` if that is not 0, else by its number of
   // elements, with those that lie in the padding if `count_include_pad`.
   int64_t divisor = 0;
   bool count_include_pad = true;
 
+  // Adaptive windows: all axes have them, or none.
+  constexpr bool adaptive() const { return window[2].adaptive(); }
   constexpr int64_t in_positions() const { return in[0] * in[1] * in[2]; }
   constexpr int64_t out_positions() const { return out[0] * out[1] * out[2]; }
   constexpr int64_t in_elements() const { return outer * in_positions() * inner; }
@@ -44,7 +46,11 @@ WEFT_HD int64_t pool_divisor(const PoolProblem& p, int64_t d, int64_t h, int64_t
   const int64_t at[3] = {d, h, w};
   int64_t count = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    const Window& window = p.window[axis];
+    const PoolWindow& window = p.window[axis];
+    if (window.adaptive()) {
+      count *= places_inside(window, at[axis], p.in[axis]).end;
+      continue;
+    }
     const int64_t first = window.first_input(at[axis]);
     int64_t begin = first;
     int64_t end = first + window.size;

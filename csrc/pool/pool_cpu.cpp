@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "pool/pool_adaptive.h"
 #include "pool/pool_rows.h"
 
 namespace weft::WEFT_TARGET {
@@ -266,6 +267,11 @@ int64_t row_grain(const PoolProblem& p) {
   return 1 + 32768 / (work > 0 ? work : 1);
 }
 
+// The same for `rows` rows of adaptive pooling, of input or output.
+int64_t adaptive_grain(const PoolProblem& p, int64_t rows) {
+  return 1 + 32768 / (1 + (p.in_elements() + p.out_elements()) / rows);
+}
+
 void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
                  const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
@@ -273,6 +279,15 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
     const auto* input = static_cast<const T*>(x);
     auto* output = static_cast<T*>(y);
     const int64_t rows = p.outer * p.out[0] * p.out[1];
+    if (p.adaptive()) {
+      dispatch_place(p, [&](auto place) {
+        auto* kept = static_cast<decltype(place)*>(places);
+        parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+          adaptive_max_values(p, input, output, kept, begin, end);
+        });
+      });
+      return;
+    }
     if (places == nullptr) {
       parallel_for(context, rows, row_grain(p),
                    [&](int64_t begin, int64_t end) { max_values(p, input, output, begin, end); });
@@ -400,10 +415,10 @@ class PlaceTable {
   Scratch<int64_t> offset_;
 };
 
-// The flat position of the first place of a window; negative where that is padding.
-WEFT_INLINE int64_t window_origin(const PoolProblem& p, int64_t od, int64_t oh, int64_t ow) {
-  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2] +
-         p.window[2].first_input(ow);
+// The flat position of the first place of the windows of output row (od, oh), on the axes D and H;
+// negative where that is padding.
+WEFT_INLINE int64_t window_row(const PoolProblem& p, int64_t od, int64_t oh) {
+  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2];
 }
 
 // True if some window meets no input at all, which only dilation can cause; its place is void.
@@ -434,18 +449,20 @@ WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, b
   const int64_t plane = outer * p.in_positions();
   int64_t position = outer * p.out_positions();
   for (int64_t od = 0; od < p.out[0]; ++od)
-    for (int64_t oh = 0; oh < p.out[1]; ++oh)
+    for (int64_t oh = 0; oh < p.out[1]; ++oh) {
+      const int64_t row = plane + window_row(p, od, oh);
       for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
         if (voids && is_void(p, {od, oh, ow})) {
           for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1}, c);
           continue;
         }
-        const int64_t origin = plane + window_origin(p, od, oh, ow);
+        const int64_t origin = row + p.window[2].first_input(ow);
         for (int64_t c = c_begin; c < c_end; ++c) {
           const int64_t output = position * p.inner + c;
           body(output, origin + table.offset(places[output]), c);
         }
       }
+    }
 }
 
 // Splits [outer, channels] into pieces that one thread owns: body(outer, c_begin, c_end).
@@ -479,6 +496,12 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
                    if (voids && position < 0) return;
                    sum[(position - base) * width + c - c_begin] += widen(gy[output]);
                  });
+  if (width == p.inner) {
+    T* out = gx + base * p.inner;
+    const int64_t n = p.in_positions() * width;
+    for (int64_t j = 0; j < n; j += kLanes<T>) store_row(out, j, n, load_vec(sum.data() + j));
+    return;
+  }
   for (int64_t i = 0; i < p.in_positions(); ++i)
     for (int64_t c = 0; c < width; ++c)
       gx[(base + i) * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
@@ -493,7 +516,7 @@ void max_backward(const PoolProblem& p, const void* gy, const void* places, void
     auto* out = static_cast<T*>(gx);
     dispatch_place(p, [&](auto place) {
       const auto* kept = static_cast<const decltype(place)*>(places);
-      if (p.window_elements() <= kSmallWindow) {
+      if (p.window_elements() <= kSmallWindow && !p.adaptive()) {
         parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
                      [&](int64_t begin, int64_t end) {
                        max_gather_gradients(p, grad, kept, out, begin, end);
@@ -598,6 +621,13 @@ void avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t e
 void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    if (p.adaptive()) {
+      const int64_t rows = p.outer * p.out[0] * p.out[1];
+      parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+        adaptive_avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
+      });
+      return;
+    }
     parallel_for(context, p.outer * p.out[0] * p.out[1], row_grain(p),
                  [&](int64_t begin, int64_t end) {
                    avg_values(p, static_cast<const T*>(x), static_cast<T*>(y), begin, end);
@@ -660,6 +690,13 @@ void avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t begin, int6
 void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    if (p.adaptive()) {
+      const int64_t rows = p.outer * p.in[0] * p.in[1];
+      parallel_for(context, rows, adaptive_grain(p, rows), [&](int64_t begin, int64_t end) {
+        adaptive_avg_gradients(p, static_cast<const T*>(gy), static_cast<T*>(gx), begin, end);
+      });
+      return;
+    }
     parallel_for(context, p.outer * p.in[0] * p.in[1], row_grain(p),
                  [&](int64_t begin, int64_t end) {
                    avg_gradients(p, static_cast<const T*>(gy), static_cast<T*>(gx), begin, end);

@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <optional>
+#include <ostream>
 #include <vector>
 
 namespace weft {
@@ -14,12 +15,31 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 
+// The op as the user called it: max_pool of rank 2 is max_pool2d.
+struct OpName {
+  const char* stem;
+  int rank;
+  const char* suffix = "";
+};
+
+std::ostream& operator<<(std::ostream& out, const OpName& name) {
+  return out << name.stem << name.rank << 'd' << name.suffix;
+}
+
+// A problem, the sizes of its tensors as torch has them, and who asked.
+struct Request {
+  OpName op;
+  PoolProblem problem;
+  std::vector<int64_t> input_sizes;
+  std::vector<int64_t> output_sizes;
+};
+
 // A window argument as torch takes it: one number for all axes, or one per axis; for `stride`, none
 // means the kernel size.
-int64_t axis_value(IntArrayRef values, int axis, int rank, const char* op, const char* argument) {
+int64_t axis_value(IntArrayRef values, int axis, const OpName& op, const char* argument) {
   const auto count = static_cast<int>(values.size());
-  TORCH_CHECK(count == 1 || count == rank, op, ": ", argument,
-              " must either be a single int, or a tuple of ", rank, " ints; got ", count);
+  TORCH_CHECK(count == 1 || count == op.rank, op, ": ", argument,
+              " must either be a single int, or a tuple of ", op.rank, " ints; got ", count);
   return count == 1 ? values[0] : values[axis];
 }
 
@@ -36,20 +56,38 @@ struct PoolArguments {
   bool ceil_mode;
 };
 
-// Fills everything but dtype, layout and divisor; `sizes` are the input's, batched or not.
-PoolProblem problem_for(IntArrayRef sizes, const PoolArguments& a, int rank, const char* op) {
+void check_dims(IntArrayRef sizes, const OpName& op) {
   const auto dims = static_cast<int>(sizes.size());
-  TORCH_CHECK(dims == rank + 1 || dims == rank + 2, op, ": Expected ", rank + 1, "D or ", rank + 2,
-              "D (batch mode) tensor, but got input of size ", sizes);
-  PoolProblem p;
+  TORCH_CHECK(dims == op.rank + 1 || dims == op.rank + 2, op, ": Expected ", op.rank + 1, "D or ",
+              op.rank + 2, "D (batch mode) tensor, but got input of size ", sizes);
+}
+
+// The last `axes` sizes may not be empty.
+void check_not_empty(IntArrayRef sizes, int axes, const OpName& op) {
+  const auto dims = static_cast<int>(sizes.size());
+  for (int i = dims - axes; i < dims; ++i)
+    TORCH_CHECK(sizes[i] > 0, op,
+                ": Expected input to have non-zero size for non-batch dimensions, but got ", sizes,
+                " with dimension ", i, " being empty");
+}
+
+constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
+
+// Fills everything but dtype, layout and divisor; `sizes` are the input's, batched or not.
+Request fixed_windows(IntArrayRef sizes, const PoolArguments& a, const OpName& op) {
+  check_dims(sizes, op);
+  const int rank = op.rank;
+  const auto dims = static_cast<int>(sizes.size());
+  Request request{op, {}, sizes.vec(), sizes.vec()};
+  PoolProblem& p = request.problem;
   int64_t window_elements = 1;
   for (int i = 0; i < rank; ++i) {
     const int axis = 3 - rank + i;
     Window& w = p.window[axis];
-    w.size = axis_value(a.kernel_size, i, rank, op, "kernel_size");
-    w.stride = a.stride.empty() ? w.size : axis_value(a.stride, i, rank, op, "stride");
-    w.padding = axis_value(a.padding, i, rank, op, "padding");
-    w.dilation = axis_value(a.dilation, i, rank, op, "dilation");
+    w.size = axis_value(a.kernel_size, i, op, "kernel_size");
+    w.stride = a.stride.empty() ? w.size : axis_value(a.stride, i, op, "stride");
+    w.padding = axis_value(a.padding, i, op, "padding");
+    w.dilation = axis_value(a.dilation, i, op, "dilation");
     TORCH_CHECK(w.size > 0, op, ": kernel size should be greater than zero, but got ",
                 a.kernel_size);
     TORCH_CHECK(w.stride > 0, op, ": stride should be greater than zero, but got ", a.stride);
@@ -59,7 +97,6 @@ PoolProblem problem_for(IntArrayRef sizes, const PoolArguments& a, int rank, con
     TORCH_CHECK(w.padding <= w.size / 2, op,
                 ": pad should be at most half of effective kernel size, but got pad=", w.padding,
                 ", kernel_size=", w.size, " and dilation=", w.dilation);
-    constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
     TORCH_CHECK(w.size <= kLimit && w.stride <= kLimit && w.dilation <= kLimit &&
                     w.dilation <= kLimit / w.size,
                 op, ": integer out of range: kernel_size=", w.size, " stride=", w.stride,
@@ -69,31 +106,67 @@ PoolProblem problem_for(IntArrayRef sizes, const PoolArguments& a, int rank, con
     window_elements *= w.size;
     p.in[axis] = sizes[dims - rank + i];
     p.out[axis] = output_extent(p.in[axis], w, a.ceil_mode);
+    request.output_sizes[dims - rank + i] = p.out[axis];
   }
-  for (int i = dims - rank - 1; i < dims; ++i)
-    TORCH_CHECK(sizes[i] > 0, op,
-                ": Expected input to have non-zero size for non-batch dimensions, but got ", sizes,
-                " with dimension ", i, " being empty");
+  check_not_empty(sizes, rank + 1, op);
   for (int axis = 3 - rank; axis < 3; ++axis)
     TORCH_CHECK(p.out[axis] >= 1, op, ": Given input size: ", sizes,
                 ". Calculated output size is too small: axis ", axis - (3 - rank), " gives ",
                 p.out[axis], " from ", p.in[axis], " with kernel_size=", p.window[axis].size,
                 " padding=", p.window[axis].padding, " dilation=", p.window[axis].dilation);
-  return p;
+  return request;
 }
 
-void set_layout(PoolProblem& p, IntArrayRef sizes, int rank, at::MemoryFormat format) {
-  const bool batched = static_cast<int>(sizes.size()) == rank + 2;
-  const int64_t n = batched ? sizes[0] : 1;
-  const int64_t c = sizes[batched ? 1 : 0];
-  p.outer = format == at::MemoryFormat::Contiguous ? n * c : n;
-  p.inner = format == at::MemoryFormat::Contiguous ? 1 : c;
+// Neighbouring axes that one window covers whole are one axis: D, H, W -> 1, D, H*W. Places and
+// indices count the same elements in the same order.
+void merge_global_axes(PoolProblem& p) {
+  for (int merges = 0; merges < 2 && p.out[1] == 1 && p.out[2] == 1; ++merges) {
+    p.in[2] *= p.in[1];
+    p.in[1] = p.in[0];
+    p.out[1] = p.out[0];
+    p.in[0] = p.out[0] = 1;
+  }
 }
 
-std::vector<int64_t> with_extents(IntArrayRef sizes, const int64_t (&extents)[3], int rank) {
-  std::vector<int64_t> result = sizes.vec();
-  for (int i = 0; i < rank; ++i) result[sizes.size() - rank + i] = extents[3 - rank + i];
-  return result;
+Request adaptive_windows(IntArrayRef sizes, IntArrayRef output_size, const OpName& op) {
+  check_dims(sizes, op);
+  const int rank = op.rank;
+  const auto dims = static_cast<int>(sizes.size());
+  check_not_empty(sizes, rank, op);
+  Request request{op, {}, sizes.vec(), sizes.vec()};
+  PoolProblem& p = request.problem;
+  for (int i = 0; i < rank; ++i) {
+    const int64_t extent = output_size[i];
+    TORCH_CHECK(extent >= 0 && extent <= kLimit, op,
+                ": elements of output_size must be greater than or equal to 0 and less than 2^31,"
+                " but got ",
+                output_size);
+    p.in[3 - rank + i] = sizes[dims - rank + i];
+    p.out[3 - rank + i] = extent;
+    request.output_sizes[dims - rank + i] = extent;
+  }
+  merge_global_axes(p);
+  int64_t window_elements = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    p.window[axis] = adaptive_window(p.in[axis], p.out[axis]);
+    TORCH_CHECK(p.in[axis] <= kLimit && window_elements <= kLimit / p.window[axis].size, op,
+                ": integer out of range: windows of an input of size ", sizes, " for output_size ",
+                output_size, " have more than 2^31 - 1 elements");
+    window_elements *= p.window[axis].size;
+  }
+  return request;
+}
+
+// The spatial rank is the number of window sizes: 1, 2 or 3.
+OpName name_of(const char* stem, IntArrayRef per_axis, const char* suffix = "") {
+  const auto rank = static_cast<int>(per_axis.size());
+  TORCH_CHECK(rank >= 1 && rank <= 3, stem, ": expected 1, 2 or 3 ints, one per axis, got ", rank);
+  return {stem, rank, suffix};
+}
+
+// Unbatched tensors have no channels-last form.
+at::MemoryFormat layout_of(const Tensor& t, int rank) {
+  return t.dim() == rank + 2 ? weft::layout_of(t) : at::MemoryFormat::Contiguous;
 }
 
 // Gradients take the layout of the input that they belong to.
@@ -102,35 +175,50 @@ at::MemoryFormat layout_from(bool channels_last, IntArrayRef sizes) {
   return sizes.size() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
 }
 
-// The spatial rank is the number of window sizes: 1, 2 or 3.
-int rank_of(IntArrayRef kernel_size, const char* op) {
-  const auto rank = static_cast<int>(kernel_size.size());
-  TORCH_CHECK(rank >= 1 && rank <= 3, op, ": kernel_size must have 1, 2 or 3 ints, got ", rank);
-  return rank;
+void set_layout(Request& request, at::MemoryFormat format) {
+  PoolProblem& p = request.problem;
+  const IntArrayRef sizes = request.input_sizes;
+  const bool batched = static_cast<int>(sizes.size()) == request.op.rank + 2;
+  const int64_t n = batched ? sizes[0] : 1;
+  const int64_t c = sizes[batched ? 1 : 0];
+  p.outer = format == at::MemoryFormat::Contiguous ? n * c : n;
+  p.inner = format == at::MemoryFormat::Contiguous ? 1 : c;
+}
+
+// Completes the problem by the layout and by the dtype of `values`, and picks the kernels.
+const PoolKernels& complete(Request& request, const Tensor& values, const char* argument,
+                            at::MemoryFormat format) {
+  set_layout(request, format);
+  request.problem.dtype = dtype_of(values, request.op.stem, argument);
+  return kernels_for(values, pool_kernels_for);
 }
 
 at::ScalarType place_type(const PoolProblem& p) {
   return p.place_bytes() == 1 ? at::kByte : at::kInt;
 }
 
-// ---- max -------------------------------------------------------------------------------------
+void check_places(const Request& request, const Tensor& places) {
+  TORCH_CHECK(places.sizes() == IntArrayRef(request.output_sizes) &&
+                  places.scalar_type() == place_type(request.problem),
+              request.op, ": places must come from ", request.op.stem,
+              " with the same arguments; got ", toString(places.scalar_type()), places.sizes());
+}
 
-std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size,
-                                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
-                                    bool ceil_mode, bool keep_places) {
-  const char* op = "max_pool";
-  const int rank = rank_of(kernel_size, op);
-  PoolProblem p =
-      problem_for(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode}, rank, op);
-  p.dtype = dtype_of(input, op, "input");
-  const auto& kernels = kernels_for(input, pool_kernels_for);
+void check_gradient(const Request& request, const Tensor& grad) {
+  TORCH_CHECK(grad.sizes() == IntArrayRef(request.output_sizes), request.op,
+              ": grad must have the output's size ", request.output_sizes, ", got ", grad.sizes());
+}
+
+// ---- maximum, whatever the windows -----------------------------------------------------------
+
+std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool keep_places) {
+  const auto format = layout_of(input, request.op.rank);
+  const auto& kernels = complete(request, input, "input", format);
+  const PoolProblem& p = request.problem;
   const c10::DeviceGuard guard(input.device());
-  const auto format = layout_of(input);
-  set_layout(p, input.sizes(), rank, format);
   const Tensor x = input.contiguous(format);
-  const auto sizes = with_extents(input.sizes(), p.out, rank);
-  Tensor y = empty_output(x, sizes, format);
-  Tensor places = keep_places ? empty_output(x, sizes, place_type(p), format)
+  Tensor y = empty_output(x, request.output_sizes, format);
+  Tensor places = keep_places ? empty_output(x, request.output_sizes, place_type(p), format)
                               : empty_output(x, {0}, place_type(p));
   if (p.out_elements() > 0)
     kernels.max_forward(p, x.const_data_ptr(), y.mutable_data_ptr(),
@@ -138,131 +226,175 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size
   return {y, places};
 }
 
-// The problem of an existing pair (output-shaped tensor, places).
-PoolProblem problem_of_places(const Tensor& places, IntArrayRef input_size,
-                              const PoolArguments& arguments, at::MemoryFormat format,
-                              const char* op) {
-  const int rank = rank_of(arguments.kernel_size, op);
-  PoolProblem p = problem_for(input_size, arguments, rank, op);
-  TORCH_CHECK(places.sizes() == IntArrayRef(with_extents(input_size, p.out, rank)) &&
-                  places.scalar_type() == place_type(p),
-              op, ": places must come from max_pool with the same arguments; got ",
-              toString(places.scalar_type()), places.sizes());
-  set_layout(p, input_size, rank, format);
-  return p;
+Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, bool channels_last) {
+  check_places(request, places);
+  check_gradient(request, grad);
+  const auto format = layout_from(channels_last, request.input_sizes);
+  const auto& kernels = complete(request, grad, "grad", format);
+  const c10::DeviceGuard guard(grad.device());
+  const Tensor gy = grad.contiguous(format);
+  const Tensor kept = places.contiguous(format);
+  Tensor gx = empty_output(gy, request.input_sizes, format);
+  if (request.problem.in_elements() > 0)
+    kernels.max_backward(request.problem, gy.const_data_ptr(), kept.const_data_ptr(),
+                         gx.mutable_data_ptr(), context_for(gy));
+  return gx;
+}
+
+Tensor picked(Request request, const Tensor& input, const Tensor& places) {
+  check_places(request, places);
+  const auto format = layout_of(places, request.op.rank);
+  const auto& kernels = complete(request, input, "input", format);
+  const c10::DeviceGuard guard(input.device());
+  const Tensor x = input.contiguous(format);
+  const Tensor kept = places.contiguous(format);
+  Tensor y = empty_output(x, places.sizes(), format);
+  if (request.problem.out_elements() > 0)
+    kernels.max_pick(request.problem, x.const_data_ptr(), kept.const_data_ptr(),
+                     y.mutable_data_ptr(), context_for(x));
+  return y;
+}
+
+Tensor indices_of(Request request, const Tensor& places) {
+  check_places(request, places);
+  const auto format = layout_of(places, request.op.rank);
+  set_layout(request, format);
+  const auto& kernels = kernels_for(places, pool_kernels_for);
+  const c10::DeviceGuard guard(places.device());
+  const Tensor kept = places.contiguous(format);
+  Tensor indices = empty_output(kept, places.sizes(), at::kLong, format);
+  if (request.problem.out_elements() > 0)
+    kernels.max_indices(request.problem, kept.const_data_ptr(), indices.mutable_data_ptr<int64_t>(),
+                        context_for(kept));
+  return indices;
+}
+
+// ---- average, whatever the windows -----------------------------------------------------------
+
+Tensor mean_of(Request request, const Tensor& input) {
+  const auto format = layout_of(input, request.op.rank);
+  const auto& kernels = complete(request, input, "input", format);
+  const c10::DeviceGuard guard(input.device());
+  const Tensor x = input.contiguous(format);
+  Tensor y = empty_output(x, request.output_sizes, format);
+  if (request.problem.out_elements() > 0)
+    kernels.avg_forward(request.problem, x.const_data_ptr(), y.mutable_data_ptr(), context_for(x));
+  return y;
+}
+
+Tensor mean_gradient(Request request, const Tensor& grad, bool channels_last) {
+  check_gradient(request, grad);
+  const auto format = layout_from(channels_last, request.input_sizes);
+  const auto& kernels = complete(request, grad, "grad", format);
+  const c10::DeviceGuard guard(grad.device());
+  const Tensor gy = grad.contiguous(format);
+  Tensor gx = empty_output(gy, request.input_sizes, format);
+  if (request.problem.in_elements() > 0)
+    kernels.avg_backward(request.problem, gy.const_data_ptr(), gx.mutable_data_ptr(),
+                         context_for(gy));
+  return gx;
+}
+
+// ---- fixed windows ---------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size,
+                                    IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                    bool ceil_mode, bool keep_places) {
+  return max_of(fixed_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
+                              name_of("max_pool", kernel_size)),
+                input, keep_places);
 }
 
 Tensor max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef input_size,
                          IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, bool ceil_mode, bool channels_last) {
-  const char* op = "max_pool_backward";
-  const auto format = layout_from(channels_last, input_size);
-  PoolProblem p = problem_of_places(
-      places, input_size, {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
-  TORCH_CHECK(grad.sizes() == places.sizes(), op, ": grad must have the output's size ",
-              places.sizes(), ", got ", grad.sizes());
-  p.dtype = dtype_of(grad, op, "grad");
-  const auto& kernels = kernels_for(grad, pool_kernels_for);
-  const c10::DeviceGuard guard(grad.device());
-  const Tensor gy = grad.contiguous(format);
-  const Tensor kept = places.contiguous(format);
-  Tensor gx = empty_output(gy, input_size, format);
-  if (p.in_elements() > 0)
-    kernels.max_backward(p, gy.const_data_ptr(), kept.const_data_ptr(), gx.mutable_data_ptr(),
-                         context_for(gy));
-  return gx;
+  return max_gradient(fixed_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                                    name_of("max_pool", kernel_size, "_backward")),
+                      grad, places, channels_last);
 }
 
 Tensor max_pool_pick(const Tensor& input, const Tensor& places, IntArrayRef kernel_size,
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                      bool ceil_mode) {
-  const char* op = "max_pool_pick";
-  const auto format = layout_of(places);
-  PoolProblem p = problem_of_places(
-      places, input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
-  p.dtype = dtype_of(input, op, "input");
-  const auto& kernels = kernels_for(input, pool_kernels_for);
-  const c10::DeviceGuard guard(input.device());
-  const Tensor x = input.contiguous(format);
-  const Tensor kept = places.contiguous(format);
-  Tensor y = empty_output(x, places.sizes(), format);
-  if (p.out_elements() > 0)
-    kernels.max_pick(p, x.const_data_ptr(), kept.const_data_ptr(), y.mutable_data_ptr(),
-                     context_for(x));
-  return y;
+  return picked(fixed_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
+                              name_of("max_pool", kernel_size, "_pick")),
+                input, places);
 }
 
 Tensor max_pool_indices(const Tensor& places, IntArrayRef input_size, IntArrayRef kernel_size,
                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                         bool ceil_mode) {
-  const char* op = "max_pool_indices";
-  const auto format = layout_of(places);
-  const PoolProblem p = problem_of_places(
-      places, input_size, {kernel_size, stride, padding, dilation, ceil_mode}, format, op);
-  const auto& kernels = kernels_for(places, pool_kernels_for);
-  const c10::DeviceGuard guard(places.device());
-  const Tensor kept = places.contiguous(format);
-  Tensor indices = empty_output(kept, places.sizes(), at::kLong, format);
-  if (p.out_elements() > 0)
-    kernels.max_indices(p, kept.const_data_ptr(), indices.mutable_data_ptr<int64_t>(),
-                        context_for(kept));
-  return indices;
+  return indices_of(fixed_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                                  name_of("max_pool", kernel_size, "_indices")),
+                    places);
 }
 
-// ---- average ---------------------------------------------------------------------------------
-
-PoolProblem avg_problem(IntArrayRef input_size, IntArrayRef kernel_size, IntArrayRef stride,
-                        IntArrayRef padding, bool ceil_mode, bool count_include_pad,
-                        std::optional<int64_t> divisor_override, int rank, const char* op) {
+Request avg_windows(IntArrayRef input_size, IntArrayRef kernel_size, IntArrayRef stride,
+                    IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+                    std::optional<int64_t> divisor_override, const char* suffix) {
   static constexpr int64_t kNoDilation[] = {1};
-  PoolProblem p =
-      problem_for(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, rank, op);
+  const OpName op = name_of("avg_pool", kernel_size, suffix);
+  Request request =
+      fixed_windows(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, op);
   TORCH_CHECK(divisor_override.value_or(1) != 0, op, ": divisor must be not zero");
-  p.divisor = divisor_override.value_or(0);
-  p.count_include_pad = count_include_pad;
-  return p;
+  request.problem.divisor = divisor_override.value_or(0);
+  request.problem.count_include_pad = count_include_pad;
+  return request;
 }
 
 Tensor avg_pool(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
                 IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                 std::optional<int64_t> divisor_override) {
-  const char* op = "avg_pool";
-  const int rank = rank_of(kernel_size, op);
-  PoolProblem p = avg_problem(input.sizes(), kernel_size, stride, padding, ceil_mode,
-                              count_include_pad, divisor_override, rank, op);
-  p.dtype = dtype_of(input, op, "input");
-  const auto& kernels = kernels_for(input, pool_kernels_for);
-  const c10::DeviceGuard guard(input.device());
-  const auto format = layout_of(input);
-  set_layout(p, input.sizes(), rank, format);
-  const Tensor x = input.contiguous(format);
-  Tensor y = empty_output(x, with_extents(input.sizes(), p.out, rank), format);
-  if (p.out_elements() > 0)
-    kernels.avg_forward(p, x.const_data_ptr(), y.mutable_data_ptr(), context_for(x));
-  return y;
+  return mean_of(avg_windows(input.sizes(), kernel_size, stride, padding, ceil_mode,
+                             count_include_pad, divisor_override, ""),
+                 input);
 }
 
 Tensor avg_pool_backward(const Tensor& grad, IntArrayRef input_size, IntArrayRef kernel_size,
                          IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                          bool count_include_pad, std::optional<int64_t> divisor_override,
                          bool channels_last) {
-  const char* op = "avg_pool_backward";
-  const int rank = rank_of(kernel_size, op);
-  PoolProblem p = avg_problem(input_size, kernel_size, stride, padding, ceil_mode,
-                              count_include_pad, divisor_override, rank, op);
-  TORCH_CHECK(grad.sizes() == IntArrayRef(with_extents(input_size, p.out, rank)), op,
-              ": grad must have the output's size ", with_extents(input_size, p.out, rank),
-              ", got ", grad.sizes());
-  p.dtype = dtype_of(grad, op, "grad");
-  const auto& kernels = kernels_for(grad, pool_kernels_for);
-  const c10::DeviceGuard guard(grad.device());
-  const auto format = layout_from(channels_last, input_size);
-  set_layout(p, input_size, rank, format);
-  const Tensor gy = grad.contiguous(format);
-  Tensor gx = empty_output(gy, input_size, format);
-  if (p.in_elements() > 0)
-    kernels.avg_backward(p, gy.const_data_ptr(), gx.mutable_data_ptr(), context_for(gy));
-  return gx;
+  return mean_gradient(avg_windows(input_size, kernel_size, stride, padding, ceil_mode,
+                                   count_include_pad, divisor_override, "_backward"),
+                       grad, channels_last);
+}
+
+// ---- adaptive windows ------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> adaptive_max_pool(const Tensor& input, IntArrayRef output_size,
+                                             bool keep_places) {
+  const OpName op = name_of("adaptive_max_pool", output_size);
+  check_dims(input.sizes(), op);
+  check_not_empty(input.sizes(), op.rank + 1, op);
+  return max_of(adaptive_windows(input.sizes(), output_size, op), input, keep_places);
+}
+
+Tensor adaptive_max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef input_size,
+                                  IntArrayRef output_size, bool channels_last) {
+  const OpName op = name_of("adaptive_max_pool", output_size, "_backward");
+  return max_gradient(adaptive_windows(input_size, output_size, op), grad, places, channels_last);
+}
+
+Tensor adaptive_max_pool_pick(const Tensor& input, const Tensor& places, IntArrayRef output_size) {
+  const OpName op = name_of("adaptive_max_pool", output_size, "_pick");
+  return picked(adaptive_windows(input.sizes(), output_size, op), input, places);
+}
+
+Tensor adaptive_max_pool_indices(const Tensor& places, IntArrayRef input_size,
+                                 IntArrayRef output_size) {
+  const OpName op = name_of("adaptive_max_pool", output_size, "_indices");
+  return indices_of(adaptive_windows(input_size, output_size, op), places);
+}
+
+Tensor adaptive_avg_pool(const Tensor& input, IntArrayRef output_size) {
+  const OpName op = name_of("adaptive_avg_pool", output_size);
+  return mean_of(adaptive_windows(input.sizes(), output_size, op), input);
+}
+
+Tensor adaptive_avg_pool_backward(const Tensor& grad, IntArrayRef input_size,
+                                  IntArrayRef output_size, bool channels_last) {
+  const OpName op = name_of("adaptive_avg_pool", output_size, "_backward");
+  return mean_gradient(adaptive_windows(input_size, output_size, op), grad, channels_last);
 }
 
 void implement(torch::Library& m) {
@@ -272,6 +404,12 @@ void implement(torch::Library& m) {
   m.impl("max_pool_indices", max_pool_indices);
   m.impl("avg_pool", avg_pool);
   m.impl("avg_pool_backward", avg_pool_backward);
+  m.impl("adaptive_max_pool", adaptive_max_pool);
+  m.impl("adaptive_max_pool_backward", adaptive_max_pool_backward);
+  m.impl("adaptive_max_pool_pick", adaptive_max_pool_pick);
+  m.impl("adaptive_max_pool_indices", adaptive_max_pool_indices);
+  m.impl("adaptive_avg_pool", adaptive_avg_pool);
+  m.impl("adaptive_avg_pool_backward", adaptive_avg_pool_backward);
 }
 
 }  // namespace
@@ -295,6 +433,20 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def(
       "avg_pool_backward(Tensor grad, SymInt[] input_size, int[] kernel_size, int[] stride, "
       "int[] padding, bool ceil_mode, bool count_include_pad, int? divisor_override, "
+      "bool channels_last) -> Tensor");
+  m.def(
+      "adaptive_max_pool(Tensor input, SymInt[] output_size, bool keep_places) -> "
+      "(Tensor output, Tensor places)");
+  m.def(
+      "adaptive_max_pool_backward(Tensor grad, Tensor places, SymInt[] input_size, "
+      "SymInt[] output_size, bool channels_last) -> Tensor");
+  m.def("adaptive_max_pool_pick(Tensor input, Tensor places, SymInt[] output_size) -> Tensor");
+  m.def(
+      "adaptive_max_pool_indices(Tensor places, SymInt[] input_size, SymInt[] output_size) -> "
+      "Tensor");
+  m.def("adaptive_avg_pool(Tensor input, SymInt[] output_size) -> Tensor");
+  m.def(
+      "adaptive_avg_pool_backward(Tensor grad, SymInt[] input_size, SymInt[] output_size, "
       "bool channels_last) -> Tensor");
 }
 

@@ -25,6 +25,7 @@ from weft import _C, facts, testing
 from weft.bench.report import console, progress_bar
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 CHECKS = ("values", "gradients", "gradcheck", "gradgradcheck", "repeat", "threads")
 
 
@@ -79,22 +80,55 @@ class Outcome:
 # ---- problems ------------------------------------------------------------------------------------
 
 
-def _pool(name: str, native: Callable[..., Any], special: dict[str, Any]) -> Subject:
-    return Subject(
-        "pool",
-        name,
-        native,
-        (
-            Problem(((3, 5, 17, 23),), {"kernel_size": 3, "stride": 2, "padding": 1}),
-            Problem(((2, 19, 14, 12),), {"kernel_size": 2, "ceil_mode": True}, channels_last=True),
-            Problem(((2, 8, 20, 21),), {"kernel_size": 7, "stride": 1, "padding": 3}),
-            Problem(((4, 15, 33),), {"kernel_size": (2, 5), "stride": (3, 1), **special}),
-        ),
-        (
-            Problem(((2, 2, 5, 4),), {"kernel_size": 3, "stride": 2, "padding": 1}),
-            Problem(((1, 2, 4, 5),), {"kernel_size": 2, "stride": 1, **special}, True),
-        ),
-    )
+def _pool(kind: str, rank: int) -> Subject:
+    def problem(
+        batch: tuple[int, ...], extents: tuple[int, ...], last: bool = False, **options: Any
+    ) -> Problem:
+        per_axis = {k: v[-rank:] if isinstance(v, tuple) else v for k, v in options.items()}
+        return Problem(((*batch, *extents[-rank:]),), per_axis, last)
+
+    special = {
+        "max_pool": {"dilation": (1, 2, 3)},
+        "avg_pool": {"divisor_override": 3} if rank > 1 else {"count_include_pad": False},
+    }
+    if kind.startswith("adaptive"):
+        problems = [
+            problem((3, 5), (6, 17, 23), output_size=(2, 7, 5)),
+            problem((2, 19), (5, 14, 12), True, output_size=(5, 3, 7)),
+            problem((2, 8), (4, 20, 21), output_size=1),
+            problem((15,), (3, 9, 33), output_size=(4, 1, 40)),
+        ]
+        small = [
+            problem((1, 2), (2, 3, 4), output_size=(1, 2, 3)),
+            problem((1, 2), (2, 3, 3), True, output_size=(3, 2, 2)),
+        ]
+    else:
+        extra = special[kind]
+        problems = [
+            problem((3, 5), (6, 17, 23), kernel_size=3, stride=2, padding=1),
+            problem((2, 19), (5, 14, 12), True, kernel_size=2, ceil_mode=True),
+            problem((2, 8), (7, 20, 21), kernel_size=7, stride=1, padding=3),
+            problem((4,), (3, 15, 33), kernel_size=(1, 2, 5), stride=(2, 3, 1), **extra),
+        ]
+        small = [
+            problem((1, 1), (2, 3, 4), kernel_size=3, stride=2, padding=1),
+            problem((1, 2), (2, 3, 3), True, kernel_size=2, stride=1, **extra),
+        ]
+    name = f"{kind}{rank}d"
+    return Subject("pool", name, _native_pool(name), tuple(problems), tuple(small))
+
+
+def _native_pool(name: str) -> Callable[..., Any]:
+    native = getattr(F, name)
+    if name != "avg_pool3d":
+        return native
+
+    def widened(x: Tensor, **options: Any) -> Tensor:
+        """torch has no half types here on CPU."""
+        half = x.dtype in (torch.bfloat16, torch.float16) and x.device.type == "cpu"
+        return native(x.float() if half else x, **options).to(x.dtype)
+
+    return widened
 
 
 def _conv_sizes(n: int, c: int, h: int, w: int, k: int, r: int, s: int, groups: int = 1) -> tuple:
@@ -141,8 +175,11 @@ def _cell(name: str, native: Callable[..., Any], gates: int, states: int) -> Sub
 
 
 SUBJECTS: tuple[Subject, ...] = (
-    _pool("max_pool2d", F.max_pool2d, {"dilation": (2, 3)}),
-    _pool("avg_pool2d", F.avg_pool2d, {"divisor_override": 3}),
+    *(
+        _pool(kind, rank)
+        for kind in ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
+        for rank in (1, 2, 3)
+    ),
     _conv(),
     _cell("lstm_cell", torch.lstm_cell, 4, 2),
     _cell("gru_cell", torch.gru_cell, 3, 1),
@@ -168,8 +205,8 @@ def _tensors(
         if index >= len(problem.sizes) - subject.parameters:
             values /= max(torch.Size(size[1:]).numel(), 4) ** 0.5
         values = values.to(device, dtype)
-        if problem.channels_last and values.dim() == 4:
-            values = values.contiguous(memory_format=torch.channels_last)
+        if problem.channels_last and values.dim() in _CHANNELS_LAST:
+            values = values.contiguous(memory_format=_CHANNELS_LAST[values.dim()])
         tensors.append(values)
     return tensors
 

@@ -1,7 +1,37 @@
 """weft's functions, with the signatures of `torch.nn.functional` and `torch`."""
 
 from weft.conv import conv2d
-from weft.pool import avg_pool2d, max_pool2d
+from weft.pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+)
 from weft.rnn import gru_cell, lstm_cell, rnn_cell
 
-__all__ = ["avg_pool2d", "conv2d", "gru_cell", "lstm_cell", "max_pool2d", "rnn_cell"]
+__all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "conv2d",
+    "gru_cell",
+    "lstm_cell",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "rnn_cell",
+]

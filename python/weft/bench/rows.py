@@ -12,6 +12,7 @@ be undone only if something of it is kept, and a byte per output element is the 
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -24,10 +25,21 @@ import weft
 Direction = Literal["f", "fb"]
 DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
 
-_MEMORY_FORMAT = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+_MEMORY_FORMAT = {
+    "NCL": torch.contiguous_format,
+    "NCHW": torch.contiguous_format,
+    "NHWC": torch.channels_last,
+    "NCDHW": torch.contiguous_format,
+}
 _CLASS = {
+    "max_pool1d": torch.nn.MaxPool1d,
     "max_pool2d": torch.nn.MaxPool2d,
+    "max_pool3d": torch.nn.MaxPool3d,
+    "avg_pool1d": torch.nn.AvgPool1d,
     "avg_pool2d": torch.nn.AvgPool2d,
+    "avg_pool3d": torch.nn.AvgPool3d,
+    "adaptive_max_pool2d": torch.nn.AdaptiveMaxPool2d,
+    "adaptive_avg_pool2d": torch.nn.AdaptiveAvgPool2d,
     "lstm_cell": torch.nn.LSTMCell,
     "gru_cell": torch.nn.GRUCell,
     "rnn_cell": torch.nn.RNNCell,
@@ -97,12 +109,27 @@ class Row(ABC):
         return " ".join(part for part in (self.op, self.shape, dtype, self.layout) if part)
 
 
+def _pool_cost(
+    op: str, inputs: int, outputs: int, window: int, itemsize: int, direction: Direction
+) -> Cost:
+    """Of `inputs` and `outputs` elements and windows of `window` elements."""
+    moved = (inputs + outputs) * itemsize
+    operations = outputs * window
+    if direction == "f":
+        return Cost(moved, operations)
+    maximum = "max" in op
+    place = (1 if window <= 256 else 4) if maximum else 0
+    # Backward of a maximum adds one number per output, that of a mean one per window element.
+    backward = outputs if maximum else operations
+    return Cost(2 * moved + 2 * place * outputs, operations + backward)
+
+
 @dataclass(frozen=True)
 class PoolRow(Row):
-    """Pooling of [N, C, H, W] with a square window."""
+    """Pooling of [N, C, spatial axes] with a window of one size on each axis."""
 
     family = "pool"
-    size: tuple[int, int, int, int]
+    size: tuple[int, ...]
     window: int
     stride: int
     padding: int
@@ -119,19 +146,43 @@ class PoolRow(Row):
         return (_random(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
-        n, c, h, w = self.size
-        extents = [_output_extent(e, self.window, self.stride, self.padding) for e in (h, w)]
-        outputs = n * c * extents[0] * extents[1]
-        moved = (n * c * h * w + outputs) * self.dtype.itemsize
-        operations = outputs * self.window**2
-        if direction == "f":
-            return Cost(moved, operations)
-        place = (1 if self.window**2 <= 256 else 4) if self.op == "max_pool2d" else 0
-        # Backward of a maximum adds one number per output, that of a mean one per window element.
-        backward = outputs if self.op == "max_pool2d" else operations
-        return Cost(2 * moved + 2 * place * outputs, operations + backward)
+        planes, spatial = math.prod(self.size[:2]), self.size[2:]
+        extents = [_output_extent(e, self.window, self.stride, self.padding) for e in spatial]
+        outputs = planes * math.prod(extents)
+        window = self.window ** len(spatial)
+        return _pool_cost(
+            self.op, math.prod(self.size), outputs, window, self.dtype.itemsize, direction
+        )
 
     def with_batch(self, batch: int) -> PoolRow:
+        return replace(self, size=(batch, *self.size[1:]))
+
+
+@dataclass(frozen=True)
+class AdaptivePoolRow(Row):
+    """Adaptive pooling of [N, C, H, W] to a square map; its extent divides H and W."""
+
+    family = "pool"
+    size: tuple[int, int, int, int]
+    output: int
+
+    @property
+    def shape(self) -> str:
+        return f"{'x'.join(map(str, self.size))} to {self.output}"
+
+    def native(self) -> torch.nn.Module:
+        return _CLASS[self.op](self.output)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (_random(self.size, self.dtype, self.layout),)
+
+    def cost(self, direction: Direction) -> Cost:
+        n, c, h, w = self.size
+        outputs = n * c * self.output**2
+        window = (h // self.output) * (w // self.output)
+        return _pool_cost(self.op, n * c * h * w, outputs, window, self.dtype.itemsize, direction)
+
+    def with_batch(self, batch: int) -> AdaptivePoolRow:
         return replace(self, size=(batch, *self.size[1:]))
 
 
@@ -245,7 +296,7 @@ _Variant = tuple[torch.dtype, str, bool]
 
 
 def _pool(
-    op: str, size: tuple[int, int, int, int], window: tuple[int, int, int], *variants: _Variant
+    op: str, size: tuple[int, ...], window: tuple[int, int, int], *variants: _Variant
 ) -> list[Row]:
     """One row for each (dtype, layout, quick); window is (size, stride, padding)."""
     return [PoolRow(op, *variant, size, *window) for variant in variants]
@@ -289,6 +340,14 @@ _POOL: list[Row] = [
     *_pool("max_pool2d", (8, 64, 56, 56), (13, 1, 6), (_F32, "NCHW", True)),
     *_pool("max_pool2d", (8, 64, 56, 56), (31, 1, 15), (_F32, "NCHW", False)),
     *_pool("avg_pool2d", (8, 64, 56, 56), (31, 1, 15), (_F32, "NCHW", False)),
+    *_pool("max_pool1d", (4, 1024, 4096), (2, 2, 0), (_F32, "NCL", True)),
+    *_pool("max_pool1d", (4, 1024, 4096), (15, 15, 0), (_F32, "NCL", False)),
+    *_pool("avg_pool1d", (4, 1024, 4096), (2, 2, 0), (_F32, "NCL", False)),
+    *_pool("max_pool3d", (8, 32, 16, 56, 56), (3, 2, 0), (_F32, "NCDHW", True)),
+    *_pool("avg_pool3d", (8, 32, 16, 56, 56), (2, 2, 0), (_F32, "NCDHW", False)),
+    AdaptivePoolRow("adaptive_avg_pool2d", _F32, "NCHW", True, (32, 256, 56, 56), 7),
+    AdaptivePoolRow("adaptive_max_pool2d", _F32, "NCHW", False, (32, 256, 56, 56), 7),
+    AdaptivePoolRow("adaptive_avg_pool2d", _F32, "NCHW", True, (32, 256, 56, 56), 1),
 ]
 
 _CONV: list[Row] = [

@@ -5,7 +5,20 @@ Each class subclasses torch's own of the same name and overrides `forward` alone
 """
 
 from weft.nn.conv import Conv2d
-from weft.nn.pool import AvgPool2d, MaxPool2d
+from weft.nn.pool import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
 from weft.nn.rnn import GRUCell, LSTMCell, RNNCell
 from weft.nn.rnn_layer import GRU, LSTM, RNN
 
@@ -13,10 +26,20 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
     "AvgPool2d",
+    "AvgPool3d",
     "Conv2d",
     "GRUCell",
     "LSTMCell",
+    "MaxPool1d",
     "MaxPool2d",
+    "MaxPool3d",
     "RNNCell",
 ]

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ class BuildWeft(BuildExtension):
     """Builds the kernel library before the extension that links it."""
 
     def build_extensions(self) -> None:
+        in_place = self.inplace or "--inplace" in sys.argv  # setuptools clears the former
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "WEFT_CUDA": int(CUDA),
@@ -97,7 +99,7 @@ class BuildWeft(BuildExtension):
         )
         self.force = True  # relink: setuptools does not see the library change
         super().build_extensions()
-        beside_sources = self.inplace or getattr(self, "editable_mode", False)
+        beside_sources = in_place or getattr(self, "editable_mode", False)
         package = ROOT / "python/weft" if beside_sources else Path(self.build_lib) / "weft"
         (package / "_built_for.py").write_text(f'TORCH_VERSION = "{torch.__version__}"\n')
 

@@ -112,7 +112,7 @@ def _pool(kind: str, rank: int) -> Subject:
         ]
         small = [
             problem((1, 1), (2, 3, 4), kernel_size=3, stride=2, padding=1),
-            problem((1, 2), (2, 3, 3), True, kernel_size=2, stride=1, **extra),
+            problem((1, 2), (2, 3, 4), True, kernel_size=2, stride=1, **extra),
         ]
     name = f"{kind}{rank}d"
     return Subject("pool", name, _native_pool(name), tuple(problems), tuple(small))

@@ -1,9 +1,9 @@
 // The CPU tile product with one operand packed: C[m][n] = sum_k A[m][k] B[k][n].
 //
-// B is packed into panels of kVectors vectors of columns, k after k, zero beyond the last column,
+// B is packed into panels of a few vectors of columns, k after k, zero beyond the last column,
 // so that the inner loop reads it in one stream whatever B's strides are; products that use one B
 // many times (a step of a recurrent layer, the rows of a large matrix) pay for that once. A tile is
-// kTileRows x kVectors accumulators in registers; sums run over blocks of kDepth terms, each added
+// kTileRows x Vectors accumulators in registers; sums run over blocks of kDepth terms, each added
 // to the block before, so their order depends on K alone. Bound: FLOPs.
 //
 // Everything is in the accumulation type: half types are widened while they are packed.

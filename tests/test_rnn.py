@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,10 +26,13 @@ from harness import (
 )
 from weft import _C
 
-CELLS = ["lstm", "gru"]
+CELLS = ["lstm", "gru", "tanh", "relu"]
+GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 MODULES = {
     "lstm": (weft.nn.LSTMCell, torch.nn.LSTMCell),
     "gru": (weft.nn.GRUCell, torch.nn.GRUCell),
+    "tanh": (weft.nn.RNNCell, torch.nn.RNNCell),
+    "relu": (weft.nn.RNNCell, torch.nn.RNNCell),
 }
 
 
@@ -39,8 +43,18 @@ def lstm(
     return lambda input, h, c, *rest: function(input, (h, c), *rest)
 
 
-WEFT = {"lstm": lstm(W.lstm_cell), "gru": W.gru_cell}
-NATIVE = {"lstm": lstm(torch.lstm_cell), "gru": torch.gru_cell}
+WEFT = {
+    "lstm": lstm(W.lstm_cell),
+    "gru": W.gru_cell,
+    "tanh": W.rnn_cell,
+    "relu": partial(W.rnn_cell, nonlinearity="relu"),
+}
+NATIVE = {
+    "lstm": lstm(torch.lstm_cell),
+    "gru": torch.gru_cell,
+    "tanh": torch.rnn_tanh_cell,
+    "relu": torch.rnn_relu_cell,
+}
 
 
 def problem(
@@ -54,7 +68,7 @@ def problem(
     grad: bool = True,
 ) -> list[Tensor | None]:
     """Random arguments of a cell: input, h, (c,) w_ih, w_hh, b_ih, b_hh."""
-    gates = 4 if cell == "lstm" else 3
+    gates = GATES[cell]
     sizes: list[tuple[int, ...]] = [(batch, inputs), (batch, hidden)]
     if cell == "lstm":
         sizes.append((batch, hidden))
@@ -178,17 +192,17 @@ def test_extreme_inputs(cell: str, dtype: torch.dtype, device: torch.device) -> 
     inf, nan = float("inf"), float("nan")
     values = [0.0, 1e4, -1e4, inf, -inf, nan, 80.0, -80.0, 100.0, -100.0, 1e-30, -3e-5]
     eye = torch.eye(len(values), dtype=dtype, device=device)
-    gates = 4 if cell == "lstm" else 3
+    gates = GATES[cell]
     w_ih = torch.cat([torch.ones(len(values), 1, dtype=dtype, device=device)] * gates)
     w_hh = torch.cat([eye] * gates).mul(0)
     x = torch.tensor(values, dtype=dtype, device=device)[:, None]
     finite = torch.randn(len(values), len(values), dtype=dtype, device=device)
-    states = [finite] if cell == "gru" else [finite, finite]
+    states = [finite, finite] if cell == "lstm" else [finite]
     check_against_native(WEFT[cell], NATIVE[cell], x, *states, w_ih, w_hh)
     # The state itself extreme: c for the LSTM, h for the GRU, one value in every unit.
     x = torch.randn(len(values), 1, dtype=dtype, device=device)
     extreme = torch.tensor(values, dtype=dtype, device=device)[:, None].repeat(1, len(values))
-    states = [extreme] if cell == "gru" else [finite, extreme]
+    states = [finite, extreme] if cell == "lstm" else [extreme]
     check_against_native(WEFT[cell], NATIVE[cell], x, *states, w_ih, w_hh)
 
 
@@ -278,6 +292,11 @@ def test_opcheck(device: torch.device) -> None:
         (ops.gru_cell_double_backward, (sums, None, h, h_next, gates, h)),
         (ops.gru_cell_gradients, (h_next, gates, x, h, w_ih, w_hh, wanted)),
     ]
+    x, h, w_ih, w_hh, b_ih, b_hh = problem("tanh", 2, 3, 4, device=device, grad=False)
+    cases += [
+        (ops.rnn_cell, (x, h, w_ih, w_hh, b_ih, None, True)),
+        (ops.rnn_cell_gradients, (h, h.tanh(), x, h, w_ih, w_hh, False, wanted[1:])),
+    ]
     for op, arguments in cases:
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -360,11 +379,17 @@ def test_a_row_does_not_depend_on_its_batch(cell: str) -> None:
     together = WEFT[cell](*rows, *weights)
     for i in range(6):
         alone = WEFT[cell](*[r[i : i + 1] for r in rows], *weights)
-        if cell == "gru":
+        if cell != "lstm":
             assert torch.equal(alone[0], together[i])
         else:
             assert torch.equal(alone[0][0], together[0][i])
             assert torch.equal(alone[1][0], together[1][i])
+
+
+def test_unknown_nonlinearity() -> None:
+    arguments = problem("tanh", 1, 2, 2)
+    with pytest.raises(RuntimeError, match="must be 'tanh' or 'relu', got 'sigmoid'"):
+        W.rnn_cell(*arguments, nonlinearity="sigmoid")
 
 
 # ---- modules -------------------------------------------------------------------------------------
@@ -377,7 +402,9 @@ def test_module_db(cell: str, dtype: torch.dtype, device: torch.device) -> None:
     info = module_info(torch_class)
     for sample in info.module_inputs_func(info, device, dtype, requires_grad=True, training=True):
         made = sample.constructor_input
-        module = torch_class(*made.args, **made.kwargs, device=device, dtype=dtype)
+        options = {"nonlinearity": cell} if cell in ("tanh", "relu") else {}
+        options |= made.kwargs
+        module = torch_class(*made.args, **options, device=device, dtype=dtype)
         call = sample.forward_input
         parameters = [p.requires_grad_() for p in module.parameters()]
 
@@ -388,7 +415,9 @@ def test_module_db(cell: str, dtype: torch.dtype, device: torch.device) -> None:
             n: int = len(parameters),
         ) -> Any:
             values = dict(zip(dict(like.named_parameters()), arguments[:n], strict=True))
-            fresh = module_class(like.input_size, like.hidden_size, like.bias, device="meta")
+            options = {"nonlinearity": like.nonlinearity} if hasattr(like, "nonlinearity") else {}
+            sizes = like.input_size, like.hidden_size, like.bias
+            fresh = module_class(*sizes, device="meta", **options)
             return torch.func.functional_call(fresh, values, arguments[n:])
 
         check_against_native(
@@ -418,8 +447,9 @@ def test_module_db_errors(cell: str, device: torch.device) -> None:
 @pytest.mark.parametrize("case", grid(bias=[True, False], batched=[True, False]), ids=str)
 def test_module_states(cell: str, case: dict[str, bool], device: torch.device) -> None:
     weft_class, torch_class = MODULES[cell]
-    native = torch_class(5, 7, bias=case["bias"], device=device)
-    module = weft.convert(torch_class(5, 7, bias=case["bias"], device=device))
+    options = {"nonlinearity": cell} if cell in ("tanh", "relu") else {}
+    native = torch_class(5, 7, bias=case["bias"], device=device, **options)
+    module = weft.convert(torch_class(5, 7, bias=case["bias"], device=device, **options))
     assert type(module) is weft_class
     module.load_state_dict(native.state_dict())
     rows = (3,) if case["batched"] else ()
@@ -458,10 +488,13 @@ def test_errors_are_torchs(cell: str, device: torch.device) -> None:
             for t in problem(cell, 3, 4, 5, device=device, grad=False)
         ],
     ]
-    reason = rf"weft::{cell}_cell: .*(got|expected|must|doesn't match)"
+    name = cell if cell in ("lstm", "gru") else "rnn"
+    reason = rf"weft::{name}_cell: .*(got|expected|must|doesn't match)"
     for arguments in cases:
-        with pytest.raises(RuntimeError):
-            NATIVE[cell](*arguments)
+        # torch takes integers in the Elman cell alone.
+        if name != "rnn" or arguments[0].is_floating_point():
+            with pytest.raises(RuntimeError):
+                NATIVE[cell](*arguments)
         with pytest.raises(RuntimeError, match=reason):
             WEFT[cell](*arguments)
     with pytest.raises(RuntimeError, match="must be"):

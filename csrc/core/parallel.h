@@ -33,4 +33,32 @@ inline void parallel_for(const Context& context, int64_t count, int64_t grain, c
   }
 }
 
+// A member of a team of threads that goes through the same steps together.
+struct Team {
+  int64_t member;
+  int64_t size;
+
+  // This member's part of [0, count).
+  int64_t begin(int64_t count) const { return count * member / size; }
+  int64_t end(int64_t count) const { return count * (member + 1) / size; }
+  // Returns once every member has called it.
+  void barrier() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+};
+
+// Calls `body(team)` once on each of at most `parts` threads, which may meet at barriers.
+template <class Body>
+inline void parallel_team(const Context& context, int64_t parts, const Body& body) {
+  parts = std::min<int64_t>(context.threads, parts);
+  if (parts <= 1 || omp_in_parallel()) {
+    body(Team{0, 1});
+    return;
+  }
+#pragma omp parallel num_threads(static_cast<int>(parts))
+  body(Team{omp_get_thread_num(), omp_get_num_threads()});
+}
+
 }  // namespace weft

@@ -9,10 +9,12 @@
 //
 // Backward and double backward are elementwise, one thread per row and unit; bound: bytes.
 #include <cmath>
+#include <type_traits>
 
 #include "core/window.h"
 #include "device/device.h"
 #include "rnn/cell_math.h"
+#include "rnn/cell_tile.h"
 #include "rnn/rnn.h"
 
 namespace weft::WEFT_TARGET {
@@ -21,81 +23,9 @@ namespace {
 using device::load;
 using device::store;
 
-constexpr int kRows = 8;
-constexpr int kUnits = 16;
-constexpr int kDepth = 32;
-constexpr int kCellThreads = kRows * kUnits;
 constexpr int kElementThreads = 256;
-constexpr int kSums = 4;
-
-template <class V>
-WEFT_DEVICE V sigmoid(V x) {
-  return V{1} / (V{1} + std::exp(-x));
-}
 
 // ---- forward -----------------------------------------------------------------------------------
-
-// A cell: `kGates` rows of weights a unit; which of the four sums each adds to in the two products.
-struct Lstm {
-  static constexpr int kGates = 4;
-  static constexpr bool kHasCell = true;
-  static WEFT_HD constexpr int input_column(int gate) { return gate; }
-  static WEFT_HD constexpr int hidden_column(int gate) { return gate; }
-};
-struct Gru {
-  static constexpr int kGates = 3;
-  static constexpr bool kHasCell = false;
-  static WEFT_HD constexpr int input_column(int gate) { return gate; }
-  static WEFT_HD constexpr int hidden_column(int gate) { return gate == 2 ? 3 : gate; }
-};
-
-// Where a thread stands: its row and unit, and its block's first.
-struct Place {
-  int64_t row, unit, first_row, first_unit;
-  int local_row, local_unit;
-  bool inside;
-};
-
-WEFT_DEVICE Place place_of_thread(const CellProblem& p) {
-  const int64_t across = ceil_div(p.hidden, kUnits);
-  Place at;
-  at.local_row = device::thread_index() / kUnits;
-  at.local_unit = device::thread_index() % kUnits;
-  at.first_row = device::block_index() / across * kRows;
-  at.first_unit = device::block_index() % across * kUnits;
-  at.row = at.first_row + at.local_row;
-  at.unit = at.first_unit + at.local_unit;
-  at.inside = at.row < p.batch && at.unit < p.hidden;
-  return at;
-}
-
-// sum[column(g)] += row of `a` [B, k] times gate g's row of `w` [kGates * H, k].
-template <class Cell, bool kHidden, class T, class Acc>
-WEFT_DEVICE void add_product(const CellProblem& p, const Place& at, const T* a, const T* w,
-                             int64_t k, Acc* a_tile, Acc* w_tile, Acc (&sum)[kSums]) {
-  for (int64_t first = 0; first < k; first += kDepth) {
-    for (int i = device::thread_index(); i < kRows * kDepth; i += kCellThreads) {
-      const int64_t row = at.first_row + i / kDepth, column = first + i % kDepth;
-      a_tile[i] = row < p.batch && column < k ? widen(load(a + row * k + column)) : Acc{0};
-    }
-    for (int i = device::thread_index(); i < Cell::kGates * kUnits * kDepth; i += kCellThreads) {
-      const int line = i / kDepth;
-      const int64_t unit = at.first_unit + line % kUnits, column = first + i % kDepth;
-      const int64_t row = line / kUnits * p.hidden + unit;
-      w_tile[line * (kDepth + 1) + i % kDepth] =
-          unit < p.hidden && column < k ? widen(load(w + row * k + column)) : Acc{0};
-    }
-    device::barrier();
-    const int depth = k - first < kDepth ? static_cast<int>(k - first) : kDepth;
-    for (int i = 0; i < depth; ++i) {
-      const Acc value = a_tile[at.local_row * kDepth + i];
-      for (int g = 0; g < Cell::kGates; ++g)
-        sum[kHidden ? Cell::hidden_column(g) : Cell::input_column(g)] +=
-            value * w_tile[(g * kUnits + at.local_unit) * (kDepth + 1) + i];
-    }
-    device::barrier();
-  }
-}
 
 template <class Cell, class T>
 WEFT_GLOBAL void cell_forward(CellProblem p, const T* x, const T* h, const T* c, const T* w_ih,
@@ -120,7 +50,13 @@ WEFT_GLOBAL void cell_forward(CellProblem p, const T* x, const T* h, const T* c,
 
   const int64_t element = at.row * p.hidden + at.unit;
   Acc kept[kSums];
-  if constexpr (Cell::kHasCell) {
+  if constexpr (std::is_same_v<Cell, Elman<false>>) {
+    store(h_next + element, narrow<T>(std::tanh(sum[0])));
+    return;
+  } else if constexpr (std::is_same_v<Cell, Elman<true>>) {
+    store(h_next + element, narrow<T>(sum[0] < Acc{0} ? Acc{0} : sum[0]));  // NaN stays NaN
+    return;
+  } else if constexpr (std::is_same_v<Cell, Lstm>) {
     const LstmGates<Acc> s = {sigmoid(sum[0]), sigmoid(sum[1]), std::tanh(sum[2]), sigmoid(sum[3])};
     const Acc next = lstm_next_cell(s, Acc{widen(load(c + element))});
     store(c_next + element, narrow<T>(next));
@@ -239,6 +175,17 @@ WEFT_GLOBAL void gru_cell_double_backward(CellProblem p, const T* u_x, const T* 
   store(of_h + e.at, narrow<T>(g.h));
 }
 
+template <class T>
+WEFT_GLOBAL void rnn_cell_backward(CellProblem p, const T* grad_h, const T* h_next, T* grad_sums,
+                                   bool relu) {
+  using Acc = accumulate_t<T>;
+  const Element e = element_of_thread(p);
+  if (!e.inside) return;
+  const Acc grad = widen(load(grad_h + e.at)), y = widen(load(h_next + e.at));
+  const Acc of_sum = relu ? (y <= Acc{0} ? Acc{0} : grad) : grad * tanh_slope(y, Acc{1});
+  store(grad_sums + e.at, narrow<T>(of_sum));
+}
+
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <class Cell>
@@ -263,6 +210,13 @@ void launch_lstm_cell(const CellProblem& p, const CellForward& t, const Context&
 }
 void launch_gru_cell(const CellProblem& p, const CellForward& t, const Context& context) {
   launch_cell<Gru>("gru_cell", p, t, context);
+}
+
+void launch_rnn_tanh_cell(const CellProblem& p, const CellForward& t, const Context& context) {
+  launch_cell<Elman<false>>("rnn_tanh_cell", p, t, context);
+}
+void launch_rnn_relu_cell(const CellProblem& p, const CellForward& t, const Context& context) {
+  launch_cell<Elman<true>>("rnn_relu_cell", p, t, context);
 }
 
 device::Launch one_thread_each(const char* kernel, const CellProblem& p, const Context& context) {
@@ -315,9 +269,20 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
   });
 }
 
+void launch_rnn_backward(const CellProblem& p, const ElmanBackward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    device::launch(one_thread_each("rnn_cell_backward", p, context), rnn_cell_backward<T>, p,
+                   static_cast<const T*>(t.grad_h), static_cast<const T*>(t.h_next),
+                   static_cast<T*>(t.grad_sums), t.relu);
+  });
+}
+
 }  // namespace
 
-const RnnKernels rnn_kernels = {launch_lstm_cell, launch_lstm_backward, launch_lstm_double_backward,
-                                launch_gru_cell,  launch_gru_backward,  launch_gru_double_backward};
+const RnnKernels rnn_kernels = {
+    launch_lstm_cell,     launch_lstm_backward, launch_lstm_double_backward,
+    launch_gru_cell,      launch_gru_backward,  launch_gru_double_backward,
+    launch_rnn_tanh_cell, launch_rnn_relu_cell, launch_rnn_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -1,11 +1,13 @@
 // A recurrent cell as plain data.
 //
-// Both cells are, per row b of the batch and hidden unit u, four sums and an epilogue. The columns
-// of those sums, and of the gates kept for backward, [B, 4, H], are
+// A cell is, per row b of the batch and hidden unit u, some sums and an epilogue. LSTM and GRU have
+// four; the columns of those, and of the gates kept for backward, [B, 4, H], are
 //   LSTM   i, f, g, o    gates (i, f, o: sigmoid; g: tanh)
 //   GRU    r, z, n, q    gates r, z (sigmoid), candidate n = tanh(W_in x + b_in + r * q), and the
 //                        hidden state's part of it, q = W_hn h + b_hn
-// Weights are torch's: LSTM w_ih [4H, I], w_hh [4H, H]; GRU w_ih [3H, I], w_hh [3H, H].
+// An Elman cell has one, h' = tanh or relu of it, and keeps h' alone.
+// Weights are torch's: LSTM w_ih [4H, I], w_hh [4H, H]; GRU w_ih [3H, I], w_hh [3H, H]; an
+// Elman cell's w_ih [H, I], w_hh [H, H].
 #pragma once
 
 #include <cstdint>
@@ -36,7 +38,7 @@ struct CellForward {
   const void* b_hh;  // [gates * H] or null
   void* h_next;      // [B, H]
   void* c_next;      // [B, H]; LSTM only
-  void* gates;       // [B, 4, H]; not written if null
+  void* gates;       // [B, 4, H]; LSTM and GRU only; not written if null
 };
 
 struct LstmBackward {
@@ -85,6 +87,13 @@ struct GruDoubleBackward {
   void* of_h;          // [B, H]
 };
 
+struct ElmanBackward {
+  const void* grad_h;  // [B, H]
+  const void* h_next;  // [B, H]
+  void* grad_sums;     // [B, H]: of the sums before activation
+  bool relu;
+};
+
 struct RnnKernels {
   void (*lstm_cell)(const CellProblem&, const CellForward&, const Context&);
   void (*lstm_backward)(const CellProblem&, const LstmBackward&, const Context&);
@@ -92,6 +101,9 @@ struct RnnKernels {
   void (*gru_cell)(const CellProblem&, const CellForward&, const Context&);
   void (*gru_backward)(const CellProblem&, const GruBackward&, const Context&);
   void (*gru_double_backward)(const CellProblem&, const GruDoubleBackward&, const Context&);
+  void (*rnn_tanh_cell)(const CellProblem&, const CellForward&, const Context&);
+  void (*rnn_relu_cell)(const CellProblem&, const CellForward&, const Context&);
+  void (*rnn_backward)(const CellProblem&, const ElmanBackward&, const Context&);
 };
 
 WEFT_DECLARE_KERNEL_TABLES(RnnKernels, rnn_kernels)

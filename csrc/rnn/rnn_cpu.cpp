@@ -13,38 +13,21 @@
 #include "gemm/dot_cpu.h"
 #include "rnn/cell_math.h"
 #include "rnn/rnn.h"
+#include "rnn/units_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-// A tile is kTileRows batch rows by kTileUnits hidden units, with four accumulators each.
+// A tile is kTileRows batch rows by kTileSums / Cell::kSums hidden units.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 3, kTileUnits = 2;
+constexpr int kTileRows = 3, kTileSums = 8;
 #else
-constexpr int kTileRows = 3, kTileUnits = 1;
+constexpr int kTileRows = 3, kTileSums = 4;
 #endif
-constexpr int kSums = 4;
 constexpr int64_t kRowBlock = 64;
 // Below this many multiply-adds or units a thread costs more than it brings.
 constexpr int64_t kProductGrain = 1 << 17;
 constexpr int64_t kElementGrain = 1 << 13;
-
-template <class T>
-WEFT_INLINE Vec<accumulate_t<T>> load_units(const T* address, int count) {
-  return count == kLanes<T> ? load_vec(address) : load_part(address, count);
-}
-template <class T>
-WEFT_INLINE Vec<accumulate_t<T>> load_units_or_zero(const T* address, int64_t offset, int count) {
-  return address ? load_units(address + offset, count) : Vec<accumulate_t<T>>{};
-}
-template <class T, class V>
-WEFT_INLINE void store_units(T* address, V value, int count) {
-  if (count == kLanes<T>) {
-    store_vec(address, value);
-  } else {
-    store_part(address, value, count);
-  }
-}
 
 // ---- forward -----------------------------------------------------------------------------------
 
@@ -66,9 +49,10 @@ struct Operands {
         gates(static_cast<T*>(t.gates)) {}
 };
 
-// `kGates` rows of weights a unit; which of the four sums each adds to in the two products.
+// `kGates` rows of weights a unit; which of its `kSums` sums each adds to in the two products.
 struct Lstm {
   static constexpr int kGates = 4;
+  static constexpr int kSums = 4;
   static constexpr int kInputColumn[] = {0, 1, 2, 3};
   static constexpr int kHiddenColumn[] = {0, 1, 2, 3};
 
@@ -93,6 +77,7 @@ struct Lstm {
 
 struct Gru {
   static constexpr int kGates = 3;
+  static constexpr int kSums = 4;
   static constexpr int kInputColumn[] = {0, 1, 2};
   static constexpr int kHiddenColumn[] = {0, 1, 3};
 
@@ -112,11 +97,31 @@ struct Gru {
   }
 };
 
+template <bool kRelu>
+struct Elman {
+  static constexpr int kGates = 1;
+  static constexpr int kSums = 1;
+  static constexpr int kInputColumn[] = {0};
+  static constexpr int kHiddenColumn[] = {0};
+
+  template <class T, class V>
+  static WEFT_INLINE void finish(const CellProblem& p, const Operands<T>& t, int64_t row,
+                                 int64_t unit, int count, const V (&sum)[kSums]) {
+    V h_next;
+    if constexpr (kRelu) {
+      h_next = sum[0] < V{} ? V{} : sum[0];  // NaN stays NaN
+    } else {
+      h_next = vec_tanh(sum[0]);
+    }
+    store_units(t.h_next + row * p.hidden + unit, h_next, count);
+  }
+};
+
 // Unit u's gate g is row u * kGates + g of the tile.
-template <int Units, int Gates>
+template <int Units, int Sums, int Gates>
 consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
   Columns<Units * Gates> result{};
-  for (int i = 0; i < Units * Gates; ++i) result.at[i] = i / Gates * kSums + column[i % Gates];
+  for (int i = 0; i < Units * Gates; ++i) result.at[i] = i / Gates * Sums + column[i % Gates];
   return result;
 }
 
@@ -126,6 +131,7 @@ template <class Cell, int Rows, int Units, class T>
 WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t unit,
                            accumulate_t<T>* sums) {
   using V = Vec<accumulate_t<T>>;
+  constexpr int kSums = Cell::kSums;
   constexpr int kRows = Units * Cell::kGates;
   V sum[Rows][Units * kSums] = {};
   const T* weights[kRows];
@@ -135,13 +141,13 @@ WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t r
       weights[i] = w + (i % Cell::kGates * p.hidden + unit + i / Cell::kGates) * k;
   };
   point(t.w_ih, p.input);
-  dot_rows<tile_columns<Units>(Cell::kInputColumn)>(sum, t.x + row * p.input, p.input, weights,
-                                                    p.input);
+  dot_rows<tile_columns<Units, kSums>(Cell::kInputColumn)>(sum, t.x + row * p.input, p.input,
+                                                           weights, p.input);
   point(t.w_hh, p.hidden);
-  dot_rows<tile_columns<Units>(Cell::kHiddenColumn)>(sum, t.h + row * p.hidden, p.hidden, weights,
-                                                     p.hidden);
+  dot_rows<tile_columns<Units, kSums>(Cell::kHiddenColumn)>(sum, t.h + row * p.hidden, p.hidden,
+                                                            weights, p.hidden);
   constexpr int kCount = Rows * Units * kSums;
-  constexpr int kFold = kLanes<T> < kSums ? kLanes<T> : kSums;
+  constexpr int kFold = kCount % 4 == 0 && kLanes<T> >= 4 ? 4 : kCount % 2 == 0 ? 2 : 1;
 #pragma GCC unroll 32
   for (int first = 0; first < kCount; first += kFold) {
     V part[kFold];
@@ -160,7 +166,7 @@ WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t r
 template <class Cell, int Units, class T>
 void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t rows, int64_t unit,
                accumulate_t<T>* sums) {
-  constexpr int kRowSums = kSums * kLanes<T>;
+  constexpr int kRowSums = Cell::kSums * kLanes<T>;
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
     tile_sums<Cell, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
@@ -171,7 +177,7 @@ void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t 
 template <class Cell, class T>
 void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& context) {
   using V = Vec<accumulate_t<T>>;
-  constexpr int kUnits = kLanes<T>;
+  constexpr int kUnits = kLanes<T>, kSums = Cell::kSums, kTileUnits = kTileSums / kSums;
   const int64_t work = p.batch * Cell::kGates * (p.input + p.hidden);
   parallel_for(context, p.hidden, ceil_div(kProductGrain, work), [&](int64_t begin, int64_t end) {
     alignas(kVectorBytes) accumulate_t<T> sums[kRowBlock * kSums * kUnits];
@@ -335,10 +341,23 @@ void launch_gru_double_backward(const CellProblem& p, const GruDoubleBackward& t
   });
 }
 
+void launch_rnn_backward(const CellProblem& p, const ElmanBackward& t, const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using V = Vec<accumulate_t<T>>;
+    for_each_vector<T>(p, context, [&](int64_t row, int64_t unit, int count) {
+      const auto one = [&](const void* memory) { return Block<1, T>(memory, p, row, unit, count); };
+      const V grad = one(t.grad_h)[0], y = one(t.h_next)[0];
+      one(t.grad_sums).store(0, t.relu ? (y <= V{} ? V{} : grad) : grad * tanh_slope(y, V{} + 1));
+    });
+  });
+}
+
 }  // namespace
 
-const RnnKernels rnn_kernels = {launch_cell<Lstm>,           launch_lstm_backward,
-                                launch_lstm_double_backward, launch_cell<Gru>,
-                                launch_gru_backward,         launch_gru_double_backward};
+const RnnKernels rnn_kernels = {
+    launch_cell<Lstm>,         launch_lstm_backward,     launch_lstm_double_backward,
+    launch_cell<Gru>,          launch_gru_backward,      launch_gru_double_backward,
+    launch_cell<Elman<false>>, launch_cell<Elman<true>>, launch_rnn_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -237,6 +237,43 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor
   return {of_grad_h, of_gates, of_h};
 }
 
+// ---- Elman -------------------------------------------------------------------------------------
+
+Tensor rnn_cell(const Tensor& input, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool relu) {
+  const CellProblem p = problem_for(input, h, w_ih, w_hh, b_ih, b_hh, 1, "rnn_cell");
+  const auto& kernels = kernels_for(input, rnn_kernels_for);
+  const c10::DeviceGuard guard(input.device());
+  Tensor h_next = empty_output(input, {p.batch, p.hidden});
+  if (p.units() == 0) return h_next;
+  const Source x(input), h_(h), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
+  (relu ? kernels.rnn_relu_cell : kernels.rnn_tanh_cell)(
+      p,
+      {x.data(), h_.data(), nullptr, wi.data(), wh.data(), bi.data(), bh.data(),
+       h_next.mutable_data_ptr(), nullptr, nullptr},
+      context_for(input));
+  return h_next;
+}
+
+Tensor rnn_cell_backward(const Tensor& grad_h, const Tensor& h_next, bool relu) {
+  const char* op = "rnn_cell_gradients";
+  TORCH_CHECK(h_next.dim() == 2, "weft::", op, ": h_next must be [batch, hidden_size], got ",
+              h_next.sizes());
+  check_grad(grad_h, h_next, h_next.size(1), op, "grad_h");
+  CellProblem p;
+  p.dtype = dtype_of(h_next, op, "h_next");
+  p.batch = h_next.size(0);
+  p.hidden = h_next.size(1);
+  const auto& kernels = kernels_for(h_next, rnn_kernels_for);
+  const c10::DeviceGuard guard(h_next.device());
+  const Source g(grad_h), after(h_next);
+  Tensor grad_sums = empty_output(h_next, {p.batch, p.hidden});
+  if (p.units() > 0)
+    kernels.rnn_backward(p, {g.data(), after.data(), grad_sums.mutable_data_ptr(), relu},
+                         context_for(h_next));
+  return grad_sums;
+}
+
 // ---- all gradients of a cell at once ---------------------------------------------------------
 
 // Backward without a graph of its own: one op instead of a dozen, since a small cell's time goes to
@@ -307,6 +344,21 @@ std::vector<Tensor> gru_cell_gradients(const Tensor& grad_h, const Tensor& gates
   return result;
 }
 
+std::vector<Tensor> rnn_cell_gradients(const Tensor& grad_h, const Tensor& h_next,
+                                       const OptionalTensor& input, const OptionalTensor& h,
+                                       const OptionalTensor& w_ih, const OptionalTensor& w_hh,
+                                       bool relu, std::array<bool, 5> wanted) {
+  const Tensor grad = rnn_cell_backward(grad_h, h_next, relu);
+  std::vector<Tensor> result;
+  result.reserve(wanted.size());
+  if (wanted[0]) result.push_back(product(grad, false, *w_ih));
+  if (wanted[1]) result.push_back(product(grad, false, *w_hh));
+  if (wanted[2]) result.push_back(product(grad, true, *input));
+  if (wanted[3]) result.push_back(product(grad, true, *h));
+  if (wanted[4]) result.push_back(column_sums(grad));
+  return result;
+}
+
 void implement(torch::Library& m) {
   m.impl("lstm_cell", lstm_cell);
   m.impl("lstm_cell_backward", lstm_cell_backward);
@@ -316,6 +368,8 @@ void implement(torch::Library& m) {
   m.impl("gru_cell_backward", gru_cell_backward);
   m.impl("gru_cell_double_backward", gru_cell_double_backward);
   m.impl("gru_cell_gradients", gru_cell_gradients);
+  m.impl("rnn_cell", rnn_cell);
+  m.impl("rnn_cell_gradients", rnn_cell_gradients);
 }
 
 }  // namespace
@@ -346,6 +400,12 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def(
       "gru_cell_gradients(Tensor grad_h, Tensor gates, Tensor? input, Tensor h, Tensor? w_ih, "
       "Tensor? w_hh, bool[6] wanted) -> Tensor[]");
+  m.def(
+      "rnn_cell(Tensor input, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+      "bool relu) -> Tensor");
+  m.def(
+      "rnn_cell_gradients(Tensor grad_h, Tensor h_next, Tensor? input, Tensor? h, Tensor? w_ih, "
+      "Tensor? w_hh, bool relu, bool[5] wanted) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) { implement(m); }

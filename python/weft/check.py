@@ -183,6 +183,7 @@ SUBJECTS: tuple[Subject, ...] = (
     _conv(),
     _cell("lstm_cell", torch.lstm_cell, 4, 2),
     _cell("gru_cell", torch.gru_cell, 3, 1),
+    _cell("rnn_cell", torch.rnn_tanh_cell, 1, 1),
 )
 
 

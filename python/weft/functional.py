@@ -15,7 +15,7 @@ from weft.pool import (
     max_pool2d,
     max_pool3d,
 )
-from weft.rnn import gru_cell, lstm_cell
+from weft.rnn import gru_cell, lstm_cell, rnn_cell
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -33,4 +33,5 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "rnn_cell",
 ]

@@ -21,6 +21,7 @@ from weft.autograd import Function, autocast_arguments, needs_grad
 _ops = torch.ops.weft
 _lstm_cell = _ops.lstm_cell.default
 _gru_cell = _ops.gru_cell.default
+_rnn_cell = _ops.rnn_cell.default
 
 
 # ---- fake implementations ------------------------------------------------------------------------
@@ -130,6 +131,38 @@ def _(
     ]
     return [
         gates.new_empty(size)
+        for size, asked in zip(sizes, wanted, strict=True)
+        if asked and size is not None
+    ]
+
+
+@torch.library.register_fake("weft::rnn_cell")
+def _(input: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, *args: Any) -> Tensor:
+    _check_device("rnn_cell", input, h, w_ih, w_hh, *args[:-1])
+    return input.new_empty((input.shape[0], w_hh.shape[1]))
+
+
+@torch.library.register_fake("weft::rnn_cell_gradients")
+def _(
+    grad_h: Tensor,
+    h_next: Tensor,
+    input: Tensor | None,
+    h: Tensor | None,
+    w_ih: Tensor | None,
+    w_hh: Tensor | None,
+    relu: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    batch, hidden = h_next.shape
+    sizes = [
+        (batch, w_ih.shape[1]) if w_ih is not None else None,
+        h_next.shape,
+        (hidden, input.shape[1]) if input is not None else None,
+        (hidden, hidden),
+        (hidden,),
+    ]
+    return [
+        h_next.new_empty(size)
         for size, asked in zip(sizes, wanted, strict=True)
         if asked and size is not None
     ]
@@ -287,8 +320,54 @@ class GRUCellBackward(Function):
         return tuple(result if needed else None for result, needed in asked)
 
 
+# ---- autograd: Elman -----------------------------------------------------------------------------
+
+
+class RNNCell(Function):
+    """h' of one step. Its slope is a function of h' itself, so h' is all that is kept of it."""
+
+    @staticmethod
+    def compute(*args: Any) -> Tensor:
+        return _rnn_cell(*args)
+
+    @staticmethod
+    def save(ctx: Any, args: tuple, h_next: Tensor) -> None:
+        input, h, w_ih, w_hh, _, _, relu = args
+        of_input, of_h, of_w_ih, of_w_hh, *_ = ctx.needs_input_grad
+        ctx.relu = relu
+        ctx.save_for_backward(
+            h_next,
+            input if of_w_ih else None,
+            h if of_w_hh else None,
+            w_ih if of_input else None,
+            w_hh if of_h else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+        h_next, input, h, w_ih, w_hh = ctx.saved_tensors
+        *of_arguments, of_b_ih, of_b_hh, _ = ctx.needs_input_grad
+        wanted = [*of_arguments, of_b_ih or of_b_hh]
+        if torch.is_grad_enabled():
+            slope = (h_next > 0).to(h_next.dtype) if ctx.relu else 1 - h_next * h_next
+            grad = grad_h * slope
+            return (
+                grad.mm(w_ih) if wanted[0] else None,
+                grad.mm(w_hh) if wanted[1] else None,
+                grad.t().mm(input) if wanted[2] else None,
+                grad.t().mm(h) if wanted[3] else None,
+                grad.sum(0) if of_b_ih else None,
+                grad.sum(0) if of_b_hh else None,
+                None,
+            )
+        found = iter(_rnn_cell_gradients(grad_h, h_next, input, h, w_ih, w_hh, ctx.relu, wanted))
+        *of_arguments, of_bias = [next(found) if asked else None for asked in wanted]
+        return (*of_arguments, of_bias if of_b_ih else None, of_bias if of_b_hh else None, None)
+
+
 _lstm_cell_gradients = _ops.lstm_cell_gradients.default
 _gru_cell_gradients = _ops.gru_cell_gradients.default
+_rnn_cell_gradients = _ops.rnn_cell_gradients.default
 
 
 # ---- functional API ------------------------------------------------------------------------------
@@ -355,3 +434,37 @@ def gru_cell(
     if needs_grad(*args):
         return GRUCell.apply(*args)[0]
     return _gru_cell(*args, False)[0]
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One Elman step: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or relu of it (Elman 1990).
+
+    Args as `torch.rnn_tanh_cell` and `torch.rnn_relu_cell`.
+        input: ``[B, I]``; float32, float64, bfloat16 or float16, as all arguments.
+        hx: the state h, ``[B, H]``.
+        w_ih, w_hh: ``[H, I]`` and ``[H, H]``.
+        b_ih, b_hh: ``[H]`` or None.
+        nonlinearity: "tanh" or "relu".
+
+    Returns:
+        ``h'``, ``[B, H]``.
+
+    Raises:
+        RuntimeError: for sizes, dtypes or devices that do not fit, or another nonlinearity, as
+            torch.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise RuntimeError(
+            f"weft::rnn_cell: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}"
+        )
+    args = autocast_arguments(input, hx, w_ih, w_hh, b_ih, b_hh)
+    function = RNNCell.apply if needs_grad(*args) else _rnn_cell
+    return function(*args, nonlinearity == "relu")

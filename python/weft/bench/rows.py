@@ -42,6 +42,7 @@ _CLASS = {
     "adaptive_avg_pool2d": torch.nn.AdaptiveAvgPool2d,
     "lstm_cell": torch.nn.LSTMCell,
     "gru_cell": torch.nn.GRUCell,
+    "rnn_cell": torch.nn.RNNCell,
 }
 
 
@@ -269,7 +270,7 @@ class CellRow(Row):
 
     def cost(self, direction: Direction) -> Cost:
         state = self.batch * self.hidden
-        gates = 4 if self.op == "lstm_cell" else 3
+        gates = {"lstm_cell": 4, "gru_cell": 3, "rnn_cell": 1}[self.op]
         weights = 2 * gates * self.hidden**2
         parameters = weights + 2 * gates * self.hidden
         inputs, outputs = (1 + self._states) * state, self._states * state
@@ -376,6 +377,7 @@ _CONV: list[Row] = [
 _RNN: list[Row] = [
     CellRow("lstm_cell", _F32, "", True, 1, 64),
     CellRow("gru_cell", _F32, "", True, 1, 64),
+    CellRow("rnn_cell", _F32, "", True, 1, 64),
     CellRow("lstm_cell", _F32, "", True, 16, 128),
     CellRow("lstm_cell", _F32, "", True, 32, 512),
     CellRow("gru_cell", _F32, "", True, 64, 1024),

@@ -19,9 +19,13 @@ from weft.nn.pool import (
     MaxPool2d,
     MaxPool3d,
 )
-from weft.nn.rnn import GRUCell, LSTMCell
+from weft.nn.rnn import GRUCell, LSTMCell, RNNCell
+from weft.nn.rnn_layer import GRU, LSTM, RNN
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
@@ -37,4 +41,5 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "RNNCell",
 ]

@@ -51,3 +51,29 @@ class GRUCell(torch.nn.GRUCell):
                 hx = hx.unsqueeze(0)
         h = rnn.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         return h if batched else h.squeeze(0)
+
+
+class RNNCell(torch.nn.RNNCell):
+    """`torch.nn.RNNCell` on `weft.functional.rnn_cell`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        _check_rank("RNNCell", "input", input)
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+        if hx is None:
+            hx = input.new_zeros(input.size(0), self.hidden_size)
+        else:
+            _check_rank("RNNCell", "hidden", hx)
+            if not batched:
+                hx = hx.unsqueeze(0)
+        h = rnn.rnn_cell(
+            input,
+            hx,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            self.nonlinearity,
+        )
+        return h if batched else h.squeeze(0)

@@ -1,0 +1,116 @@
+// The CPU tile product with one operand packed: C[m][n] = sum_k A[m][k] B[k][n].
+//
+// B is packed into panels of a few vectors of columns, k after k, zero beyond the last column,
+// so that the inner loop reads it in one stream whatever B's strides are; products that use one B
+// many times (a step of a recurrent layer, the rows of a large matrix) pay for that once. A tile is
+// kTileRows x Vectors accumulators in registers; sums run over blocks of kDepth terms, each added
+// to the block before, so their order depends on K alone. Bound: FLOPs.
+//
+// Everything is in the accumulation type: half types are widened while they are packed.
+#pragma once
+
+#include "core/simd.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileAccumulators = 24;
+#else
+constexpr int kTileAccumulators = 12;
+#endif
+template <int Vectors>
+constexpr int kTileRows = kTileAccumulators / Vectors;
+constexpr int64_t kDepth = 128;
+
+// out[r] (+)= sum over k of a[r][k] times the panel's row k; `out` has Vectors vectors a row.
+template <int Rows, int Vectors, class Acc>
+__attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, const Acc* panel,
+                                           int64_t k, bool add, Acc* const* out) {
+  using V = Vec<Acc>;
+  constexpr int kLane = kLanes<Acc>;
+  const Acc* row[Rows];
+  V sum[Rows][Vectors] = {};
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; ++r) row[r] = a[r] + first;
+  for (int64_t i = 0; i < k; ++i) {
+    V value[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLane);
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+      const Acc scale = row[r][i];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += scale * value[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      Acc* at = out[r] + v * kLane;
+      store_vec(at, add ? load_vec(at) + sum[r][v] : sum[r][v]);
+    }
+  }
+}
+
+template <int Rows, int Vectors, class Acc>
+WEFT_INLINE void packed_tile_of(int rows, const Acc* const* a, int64_t first, const Acc* panel,
+                                int64_t k, bool add, Acc* const* out) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return packed_tile_of<Rows - 1, Vectors>(rows, a, first, panel, k, add, out);
+  }
+  packed_tile<Rows, Vectors>(a, first, panel, k, add, out);
+}
+
+// One block of kDepth terms for any number of rows, cut into tiles of nearly equal height.
+template <int Vectors, class Acc>
+void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* panel, int64_t k,
+                  bool add, Acc* const* out) {
+  constexpr int kMost = kTileRows<Vectors>;
+  while (rows > 0) {
+    const int64_t tiles = (rows + kMost - 1) / kMost;
+    const auto take = static_cast<int>((rows + tiles - 1) / tiles);
+    packed_tile_of<kMost, Vectors>(take, a, first, panel, k, add, out);
+    a += take, out += take, rows -= take;
+  }
+}
+
+// All of K: out[r] = (add ? out[r] : 0) + the products of a[r] and the panel.
+template <int Vectors, class Acc>
+void packed_rows(const Acc* const* a, int64_t rows, const Acc* panel, int64_t k, bool add,
+                 Acc* const* out) {
+  for (int64_t first = 0; first < k; first += kDepth) {
+    const int64_t depth = k - first < kDepth ? k - first : kDepth;
+    packed_block<Vectors>(a, first, rows, panel + first * Vectors * kLanes<Acc>, depth,
+                          add || first > 0, out);
+  }
+}
+
+// True if panels of three vectors hold `columns` in less than panels of four do.
+template <class T>
+constexpr bool fewer_lanes_with_three(int64_t columns) {
+  const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+  return (vectors + 2) / 3 * 3 < (vectors + 3) / 4 * 4;
+}
+
+// Column `column` of the panel is source[k * k_stride + j * stride], j = 0 ...; lanes beyond
+// `count` are zero. One call fills one vector of a panel of `Vectors`.
+template <class T>
+void pack_vector(const T* source, int64_t k_stride, int64_t stride, int64_t count, int64_t k,
+                 int vectors, accumulate_t<T>* panel) {
+  constexpr int64_t kLane = kLanes<T>;
+  constexpr int64_t kRun = 16;  // rows of the panel that stay in the cache while columns fill them
+  const int64_t step = vectors * kLane;
+  for (int64_t first = 0; first < k; first += kRun) {
+    const int64_t last = k - first < kRun ? k : first + kRun;
+    for (int64_t j = 0; j < kLane; ++j) {
+      for (int64_t i = first; i < last; ++i)
+        panel[i * step + j] =
+            j < count ? widen(source[i * k_stride + j * stride]) : accumulate_t<T>{0};
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

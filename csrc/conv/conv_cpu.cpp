@@ -1,6 +1,7 @@
 // Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), channels-last ones pixel
 // by pixel (conv_pixels.h), or, where depthwise, by conv_depthwise.h. Contiguous ones of enough
-// channels for vectors along them take the way of conv_layout.h.
+// channels for vectors along them take the way of conv_layout.h, unless the window is one place:
+// there the copies cost as much as the product.
 #include "conv/conv.h"
 #include "conv/conv_depthwise.h"
 #include "conv/conv_layout.h"
@@ -14,8 +15,8 @@ template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
   const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
-                   : least(p.c, p.k) >= kLanes<T> ? gather_transposed<T>
-                                                  : gather_planes<T>;
+                   : least(p.c, p.k) >= kLanes<T> && p.window_elements() > 1 ? gather_transposed<T>
+                                                                             : gather_planes<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
       static_cast<T*>(dst), context);
 }

@@ -74,7 +74,7 @@ WEFT_DEVICE int64_t global_thread() {
 }
 
 template <class T>
-WEFT_GLOBAL void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias, T* y) {
+WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias, T* y) {
   const int64_t index = global_thread();
   if (index >= p.out_elements()) return;
   const Element e = split(index, p.out_channels(), p.out, p.channels_last);
@@ -102,7 +102,7 @@ WEFT_GLOBAL void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias
 }
 
 template <class T>
-WEFT_GLOBAL void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* gx) {
+WEFT_GLOBAL WEFT_HOT void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* gx) {
   const int64_t index = global_thread();
   if (index >= p.in_elements()) return;
   const Element e = split(index, p.in_channels(), p.in, p.channels_last);
@@ -140,7 +140,7 @@ WEFT_DEVICE Acc warp_sum(Acc value) {
 }
 
 template <class T>
-WEFT_GLOBAL void conv_wgrad(ConvProblem p, const T* x, const T* gy, T* gw) {
+WEFT_GLOBAL WEFT_HOT void conv_wgrad(ConvProblem p, const T* x, const T* gy, T* gw) {
   const int64_t index = global_thread() / kWarp;
   if (index >= p.weight_elements()) return;  // whole warps leave: a warp owns one weight
   const int64_t places = p.window_elements();
@@ -176,7 +176,7 @@ WEFT_GLOBAL void conv_wgrad(ConvProblem p, const T* x, const T* gy, T* gw) {
 }
 
 template <class T>
-WEFT_GLOBAL void conv_bias_grad(ConvProblem p, const T* gy, T* gb) {
+WEFT_GLOBAL WEFT_HOT void conv_bias_grad(ConvProblem p, const T* gy, T* gb) {
   using Acc = accumulate_t<T>;
   device::SharedMemory shared;
   Acc* partial = shared.take<Acc>(kThreads / kWarp);

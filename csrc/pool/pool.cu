@@ -50,7 +50,7 @@ WEFT_DEVICE int64_t global_thread() {
 }
 
 template <class T, class Place, bool kKeepPlaces>
-WEFT_GLOBAL void max_pool_forward(PoolProblem p, const T* x, T* y, Place* places) {
+WEFT_GLOBAL WEFT_HOT void max_pool_forward(PoolProblem p, const T* x, T* y, Place* places) {
   const int64_t index = global_thread();
   if (index >= p.out_elements()) return;
   const Element e = split(index, p.out, p.inner);
@@ -90,7 +90,7 @@ WEFT_DEVICE void take_larger(Acc& best, int64_t& place, Acc value, int64_t value
 
 // The same for contiguous input, one warp per output, for windows that are long in W.
 template <class T, class Place, bool kKeepPlaces>
-WEFT_GLOBAL void max_pool_forward_runs(PoolProblem p, const T* x, T* y, Place* places) {
+WEFT_GLOBAL WEFT_HOT void max_pool_forward_runs(PoolProblem p, const T* x, T* y, Place* places) {
   const int64_t index = global_thread() / kWarp;
   if (index >= p.out_elements()) return;
   const Element e = split(index, p.out, 1);
@@ -126,7 +126,8 @@ WEFT_GLOBAL void max_pool_forward_runs(PoolProblem p, const T* x, T* y, Place* p
 }
 
 template <class T, class Place>
-WEFT_GLOBAL void max_pool_backward(PoolProblem p, const T* gy, const Place* places, T* gx) {
+WEFT_GLOBAL WEFT_HOT void max_pool_backward(PoolProblem p, const T* gy, const Place* places,
+                                            T* gx) {
   const int64_t index = global_thread();
   if (index >= p.in_elements()) return;
   const Element e = split(index, p.in, p.inner);
@@ -202,7 +203,7 @@ class LongSum {
 };
 
 template <class T>
-WEFT_GLOBAL void avg_pool_forward(PoolProblem p, const T* x, T* y) {
+WEFT_GLOBAL WEFT_HOT void avg_pool_forward(PoolProblem p, const T* x, T* y) {
   const int64_t index = global_thread();
   if (index >= p.out_elements()) return;
   const Element e = split(index, p.out, p.inner);
@@ -224,7 +225,7 @@ WEFT_GLOBAL void avg_pool_forward(PoolProblem p, const T* x, T* y) {
 
 // The same for contiguous input, one warp per output, for windows that are long in W.
 template <class T>
-WEFT_GLOBAL void avg_pool_forward_runs(PoolProblem p, const T* x, T* y) {
+WEFT_GLOBAL WEFT_HOT void avg_pool_forward_runs(PoolProblem p, const T* x, T* y) {
   const int64_t index = global_thread() / kWarp;
   if (index >= p.out_elements()) return;
   const Element e = split(index, p.out, 1);
@@ -248,7 +249,7 @@ WEFT_GLOBAL void avg_pool_forward_runs(PoolProblem p, const T* x, T* y) {
 }
 
 template <class T>
-WEFT_GLOBAL void avg_pool_backward(PoolProblem p, const T* gy, T* gx) {
+WEFT_GLOBAL WEFT_HOT void avg_pool_backward(PoolProblem p, const T* gy, T* gx) {
   const int64_t index = global_thread();
   if (index >= p.in_elements()) return;
   const Element e = split(index, p.in, p.inner);

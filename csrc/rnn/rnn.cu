@@ -28,9 +28,9 @@ constexpr int kElementThreads = 256;
 // ---- forward -----------------------------------------------------------------------------------
 
 template <class Cell, class T>
-WEFT_GLOBAL void cell_forward(CellProblem p, const T* x, const T* h, const T* c, const T* w_ih,
-                              const T* w_hh, const T* b_ih, const T* b_hh, T* h_next, T* c_next,
-                              T* gates) {
+WEFT_GLOBAL WEFT_HOT void cell_forward(CellProblem p, const T* x, const T* h, const T* c,
+                                       const T* w_ih, const T* w_hh, const T* b_ih, const T* b_hh,
+                                       T* h_next, T* c_next, T* gates) {
   using Acc = accumulate_t<T>;
   device::SharedMemory shared;
   Acc* a_tile = shared.take<Acc>(kRows * kDepth);
@@ -94,8 +94,9 @@ WEFT_DEVICE accumulate_t<T> load_or_zero(const T* address, int64_t offset) {
 }
 
 template <class T>
-WEFT_GLOBAL void lstm_cell_backward(CellProblem p, const T* grad_h, const T* grad_c, const T* gates,
-                                    const T* c, const T* c_next, T* grad_gates, T* grad_c_prev) {
+WEFT_GLOBAL WEFT_HOT void lstm_cell_backward(CellProblem p, const T* grad_h, const T* grad_c,
+                                             const T* gates, const T* c, const T* c_next,
+                                             T* grad_gates, T* grad_c_prev) {
   using Acc = accumulate_t<T>;
   const Element e = element_of_thread(p);
   if (!e.inside) return;
@@ -136,8 +137,9 @@ WEFT_GLOBAL void lstm_cell_double_backward(CellProblem p, const T* u_gates, cons
 }
 
 template <class T>
-WEFT_GLOBAL void gru_cell_backward(CellProblem p, const T* grad_h, const T* gates, const T* h,
-                                   T* grad_x_gates, T* grad_h_gates, T* grad_h_prev) {
+WEFT_GLOBAL WEFT_HOT void gru_cell_backward(CellProblem p, const T* grad_h, const T* gates,
+                                            const T* h, T* grad_x_gates, T* grad_h_gates,
+                                            T* grad_h_prev) {
   using Acc = accumulate_t<T>;
   const Element e = element_of_thread(p);
   if (!e.inside) return;
@@ -176,8 +178,8 @@ WEFT_GLOBAL void gru_cell_double_backward(CellProblem p, const T* u_x, const T* 
 }
 
 template <class T>
-WEFT_GLOBAL void rnn_cell_backward(CellProblem p, const T* grad_h, const T* h_next, T* grad_sums,
-                                   bool relu) {
+WEFT_GLOBAL WEFT_HOT void rnn_cell_backward(CellProblem p, const T* grad_h, const T* h_next,
+                                            T* grad_sums, bool relu) {
   using Acc = accumulate_t<T>;
   const Element e = element_of_thread(p);
   if (!e.inside) return;

@@ -27,10 +27,10 @@ WEFT_DEVICE accumulate_t<T> load_or_zero(const T* address, int64_t offset) {
 
 // `cells`, `gates` and `output` are those of this step; `sums` too.
 template <class Cell, class T>
-WEFT_GLOBAL void layer_step(CellProblem p, int64_t time, const int64_t* lengths,
-                            const accumulate_t<T>* sums, const T* h, const T* c, const T* w_hh,
-                            const T* b_ih, const T* b_hh, T* h_next, T* c_next, T* output, T* cells,
-                            T* gates) {
+WEFT_GLOBAL WEFT_HOT void layer_step(CellProblem p, int64_t time, const int64_t* lengths,
+                                     const accumulate_t<T>* sums, const T* h, const T* c,
+                                     const T* w_hh, const T* b_ih, const T* b_hh, T* h_next,
+                                     T* c_next, T* output, T* cells, T* gates) {
   using Acc = accumulate_t<T>;
   device::SharedMemory shared;
   Acc* a_tile = shared.take<Acc>(kRows * kDepth);
@@ -125,12 +125,12 @@ void launch_forward(const LayerProblem& p, const LayerForward& t, const Context&
 
 // Gradients of one step's gates. `direct` takes what of grad_h does not go through them.
 template <class T>
-WEFT_GLOBAL void layer_gates_backward(LayerProblem p, int64_t time, const int64_t* lengths,
-                                      const T* grad_output, const T* gates, const T* cells,
-                                      const T* c_before, const T* h_before, const T* output,
-                                      const accumulate_t<T>* grad_h, T* grad_sums,
-                                      T* grad_hidden_sums, accumulate_t<T>* grad_c,
-                                      accumulate_t<T>* direct) {
+WEFT_GLOBAL WEFT_HOT void layer_gates_backward(LayerProblem p, int64_t time, const int64_t* lengths,
+                                               const T* grad_output, const T* gates, const T* cells,
+                                               const T* c_before, const T* h_before,
+                                               const T* output, const accumulate_t<T>* grad_h,
+                                               T* grad_sums, T* grad_hidden_sums,
+                                               accumulate_t<T>* grad_c, accumulate_t<T>* direct) {
   using Acc = accumulate_t<T>;
   const int64_t at = device::block_index() * device::block_size() + device::thread_index();
   if (at >= p.units()) return;
@@ -178,8 +178,9 @@ WEFT_GLOBAL void layer_gates_backward(LayerProblem p, int64_t time, const int64_
 
 // grad_h [B, H] = direct + a [B, k] W [k, H]: tiles as in cell_tile.h.
 template <class T>
-WEFT_GLOBAL void layer_state_backward(CellProblem p, int64_t k, const T* a, const T* w,
-                                      const accumulate_t<T>* direct, accumulate_t<T>* grad_h) {
+WEFT_GLOBAL WEFT_HOT void layer_state_backward(CellProblem p, int64_t k, const T* a, const T* w,
+                                               const accumulate_t<T>* direct,
+                                               accumulate_t<T>* grad_h) {
   using Acc = accumulate_t<T>;
   device::SharedMemory shared;
   Acc* a_tile = shared.take<Acc>(kRows * kDepth);

@@ -52,7 +52,7 @@ build: $(VENV)/ready
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more.
-SANITIZE_TESTS = $(wildcard tests/test_device.py tests/test_pool.py tests/test_conv.py tests/test_rnn.py)
+SANITIZE_TESTS = $(addprefix tests/test_,device.py pool.py conv.py rnn.py rnn_layers.py)
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ import weft
 import weft.functional as W
 from harness import (
     DTYPES,
-    LAYOUTS,
     check_against_native,
     check_deterministic,
     check_error_inputs,
@@ -28,61 +26,23 @@ from harness import (
     op_samples,
     sliced,
 )
+from pool_cases import (
+    ADAPTIVE,
+    MODULES,
+    OPS,
+    each_adaptive,
+    each_dtype,
+    each_last,
+    each_layout,
+    each_op,
+    each_plane,
+    in_layout,
+    random_map,
+    rank_of,
+    window_of,
+)
 from weft import _C
 from weft.testing import cpu_target, host_execution
-
-_KINDS = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
-OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    f"{kind}{rank}d": (getattr(W, f"{kind}{rank}d"), getattr(F, f"{kind}{rank}d"))
-    for kind in _KINDS
-    for rank in (1, 2, 3)
-}
-
-
-def _avg_pool3d(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """torch's, which it does not have for half types on CPU."""
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return F.avg_pool3d(x.float() if half else x, *args, **kwargs).to(x.dtype)
-
-
-OPS["avg_pool3d"] = (W.avg_pool3d, _avg_pool3d)
-FIXED = [name for name in OPS if not name.startswith("adaptive")]
-ADAPTIVE = [name for name in OPS if name.startswith("adaptive")]
-MODULES = [
-    getattr(torch.nn, f"{kind}{rank}d")
-    for kind in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
-    for rank in (1, 2, 3)
-]
-
-each_op = pytest.mark.parametrize("name", OPS)
-
-each_adaptive = pytest.mark.parametrize("name", ADAPTIVE)
-each_plane = pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_layout = pytest.mark.parametrize("layout", LAYOUTS[2], ids=str)
-each_last = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-
-
-def rank_of(name: str) -> int:
-    return int(name[-2])
-
-
-def window_of(name: str) -> tuple[Any, ...]:
-    """Positional arguments after the input that suit any map of at least 3 positions an axis."""
-    return (3,) if name.startswith("adaptive") else (3, 2, 1)
-
-
-def in_layout(x: torch.Tensor, rank: int, last: bool) -> torch.Tensor:
-    """Contiguous, or channels-last where the rank has such a layout."""
-    if not last or rank == 1:
-        return x.contiguous()
-    formats = {2: torch.channels_last, 3: torch.channels_last_3d}
-    return x.contiguous(memory_format=formats[rank])
-
-
-def random_map(name: str, *batch: int, extents: tuple[int, int, int] = (5, 8, 9)) -> torch.Tensor:
-    return torch.randn(*batch, *extents[-rank_of(name) :])
-
 
 # ---- torch's own definitions ---------------------------------------------------------------------
 
@@ -451,82 +411,6 @@ def test_max_pool_keeps_one_byte_per_output(name: str, device: torch.device) -> 
     assert sum(t.untyped_storage().nbytes() for t in kept) == y.numel()
 
 
-# ---- dispatcher ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@each_last
-def test_opcheck(rank: int, last: bool, device: torch.device) -> None:
-    ops = torch.ops.weft
-    window = [[3] * rank, [2] * rank, [1] * rank, [1] * rank, False]
-    average = [[3] * rank, [2] * rank, [1] * rank, False, False, None]
-    size = [2, 3, 1][:rank]
-    x = in_layout(random_map(f"{rank}d", 2, 3).to(device), rank, last)
-    y, places = ops.max_pool(x, *window, True)
-    z, boxes = ops.adaptive_max_pool(x, size, True)
-    on_last = last and rank > 1
-    cases = [
-        (ops.max_pool, (x, *window, True)),
-        (ops.max_pool, (x, *window, False)),
-        (ops.max_pool_backward, (torch.randn_like(y), places, x.shape, *window, on_last)),
-        (ops.max_pool_pick, (x, places, *window)),
-        (ops.max_pool_indices, (places, x.shape, *window)),
-        (ops.avg_pool, (x, *average)),
-        (ops.avg_pool_backward, (torch.randn_like(y), x.shape, *average, on_last)),
-        (ops.adaptive_max_pool, (x, size, True)),
-        (ops.adaptive_max_pool, (x, size, False)),
-        (ops.adaptive_max_pool_backward, (torch.randn_like(z), boxes, x.shape, size, on_last)),
-        (ops.adaptive_max_pool_pick, (x, boxes, size)),
-        (ops.adaptive_max_pool_indices, (boxes, x.shape, size)),
-        (ops.adaptive_avg_pool, (x, size)),
-        (ops.adaptive_avg_pool_backward, (torch.randn_like(z), x.shape, size, on_last)),
-    ]
-    for op, args in cases:
-        torch.library.opcheck(op.default, args)
-
-
-@each_op
-def test_compile(name: str, device: torch.device) -> None:
-    weft_op, rank = OPS[name][0], rank_of(name)
-    window = window_of(name)
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda t: weft_op(t, *window), fullgraph=True, backend="aot_eager")
-    for last in (False, True) if rank > 1 else (False,):
-        x = in_layout(random_map(name, 2, 3).to(device), rank, last).requires_grad_()
-        y = compiled(x)
-        expected = weft_op(x, *window)
-        assert torch.equal(y, expected)
-        assert y.stride() == expected.stride()
-        (a,) = torch.autograd.grad(y.sin().sum(), x)
-        (e,) = torch.autograd.grad(expected.sin().sum(), x)
-        assert torch.equal(a, e)
-
-
-@each_op
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_torch_func(name: str, device: torch.device) -> None:
-    weft_op, native = OPS[name]
-    x = random_map(name, 3, 2).to(device)
-
-    def per_sample(op: Callable[..., torch.Tensor]) -> torch.Tensor:
-        def loss(sample: torch.Tensor) -> torch.Tensor:
-            return op(sample[None], *window_of(name)).sin().sum()
-
-        return torch.func.vmap(torch.func.grad(loss))(x)
-
-    torch.testing.assert_close(per_sample(weft_op), per_sample(native))
-
-
-@each_op
-def test_autocast_as_torch(name: str, device: torch.device) -> None:
-    weft_op = OPS[name][0]
-    x = random_map(name, 1, 2).to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        native = getattr(F, name)
-        assert weft_op(x, 2).dtype == native(x, 2).dtype
-        assert weft_op(x.bfloat16(), 2).dtype == native(x.bfloat16(), 2).dtype
-
-
 # ---- instruction sets and traffic ----------------------------------------------------------------
 
 
@@ -568,59 +452,3 @@ def test_traffic_of_touching_windows_is_minimal(layout: torch.memory_format) -> 
     assert launch.kernel == "max_pool_forward"
     assert launch.bytes_stored == y.nbytes
     assert launch.traffic <= 1.25 * (x.nbytes + y.nbytes)
-
-
-# ---- bad input -----------------------------------------------------------------------------------
-
-
-BAD_ARGUMENTS = [
-    ((2, 3, 8, 8), {"kernel_size": 0}, "kernel size"),
-    ((2, 3, 8, 8), {"kernel_size": 2, "stride": 0}, "stride"),
-    ((2, 3, 8, 8), {"kernel_size": 2, "padding": 2}, "at most half"),
-    ((2, 3, 8, 8), {"kernel_size": 2, "padding": -1}, "non-negative"),
-    ((2, 3, 8, 8), {"kernel_size": 9}, "too small"),
-    ((2, 3, 8, 8), {"kernel_size": (2, 2, 2)}, "2"),
-    ((2, 3, 8, 8), {"kernel_size": 2, "stride": (2, 2, 2)}, "stride"),
-    ((8, 8), {"kernel_size": 2}, "Expected 3D or 4D"),
-    ((2, 3, 0, 8), {"kernel_size": 2}, "non-zero size"),
-    ((2, 3, 8, 8), {"kernel_size": 2**31}, "out of range"),
-    ((2, 3, 8, 8), {"kernel_size": 2, "stride": 2**40}, "out of range"),
-    ((2, 3, 8, 8), {"kernel_size": (2**20, 2**20)}, "out of range"),
-]
-
-
-@each_plane
-@pytest.mark.parametrize(("shape", "kwargs", "text"), BAD_ARGUMENTS, ids=str)
-def test_bad_arguments(
-    name: str, shape: tuple[int, ...], kwargs: dict, text: str, device: torch.device
-) -> None:
-    with pytest.raises(RuntimeError, match=text):
-        OPS[name][0](torch.randn(shape, device=device), **kwargs)
-
-
-@each_adaptive
-@pytest.mark.parametrize("size", [-1, (2, 2, 2, 2), (2, None, -3, 1), 2**31], ids=str)
-def test_bad_output_sizes(name: str, size: Any, device: torch.device) -> None:
-    with pytest.raises(RuntimeError, match=f"{name}: .*output_size"):
-        OPS[name][0](random_map(name, 2, 3).to(device), size)
-
-
-@each_op
-def test_wrong_rank_and_empty_maps(name: str, device: torch.device) -> None:
-    weft_op, rank = OPS[name][0], rank_of(name)
-    for dims in (rank, rank + 3):
-        with pytest.raises(RuntimeError, match=f"{name}: Expected {rank + 1}D or {rank + 2}D"):
-            weft_op(torch.ones([2] * dims, device=device), 1)
-    with pytest.raises(RuntimeError, match=f"{name}: .*non-zero size"):
-        weft_op(torch.ones([2] * (rank + 1) + [0], device=device), 1)
-
-
-@each_op
-def test_integer_input(name: str, device: torch.device) -> None:
-    with pytest.raises(NotImplementedError, match="float32, float64, bfloat16 or float16"):
-        OPS[name][0](random_map(name, 1, 1).to(device, torch.int64), 2)
-
-
-def test_zero_divisor(device: torch.device) -> None:
-    with pytest.raises(RuntimeError, match="divisor must be not zero"):
-        W.avg_pool2d(torch.ones(1, 1, 4, 4, device=device), 2, divisor_override=0)

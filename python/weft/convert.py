@@ -11,7 +11,9 @@ from weft import nn
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 # A weft layer adds no state to torch's class of the same name, so exchanging the class is enough.
-_WEFT_CLASS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__}
+_WEFT_CLASS = {
+    getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if hasattr(torch.nn, name)
+}
 _TORCH_CLASS = {weft_class: torch_class for torch_class, weft_class in _WEFT_CLASS.items()}
 
 

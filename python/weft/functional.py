@@ -1,4 +1,4 @@
-"""weft's functions, with the signatures of `torch.nn.functional` and `torch`."""
+"""weft's functions; those that torch has too have its names and signatures."""
 
 from weft.conv import conv2d
 from weft.pool import (
@@ -11,10 +11,13 @@ from weft.pool import (
     avg_pool1d,
     avg_pool2d,
     avg_pool3d,
+    channel_pool,
     max_pool1d,
     max_pool2d,
     max_pool3d,
+    weighted_avg_pool2d,
 )
+from weft.region import roi_pool, spatial_pyramid_pool2d
 from weft.rnn import gru_cell, lstm_cell, rnn_cell
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "channel_pool",
     "conv2d",
     "gru_cell",
     "lstm_cell",
@@ -34,4 +38,7 @@ __all__ = [
     "max_pool2d",
     "max_pool3d",
     "rnn_cell",
+    "roi_pool",
+    "spatial_pyramid_pool2d",
+    "weighted_avg_pool2d",
 ]

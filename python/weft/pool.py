@@ -6,8 +6,9 @@ included. One implementation for each of the four poolings; the names fix the ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -43,6 +44,14 @@ def _autocast_argument(input: Tensor, rank: int) -> Tensor:
     return input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
 
 
+@overload
+def _pooled_max(
+    input: Tensor, window: MaxWindow | AdaptiveWindow, return_indices: Literal[False]
+) -> Tensor: ...
+@overload
+def _pooled_max(
+    input: Tensor, window: MaxWindow | AdaptiveWindow, return_indices: bool
+) -> MaxOutput: ...
 def _pooled_max(
     input: Tensor, window: MaxWindow | AdaptiveWindow, return_indices: bool
 ) -> MaxOutput:
@@ -311,3 +320,100 @@ def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None] |
     torch's RuntimeError for an empty map and a negative size.
     """
     return _pooled_avg(input, _adaptive_window(3, input, output_size, "adaptive_avg_pool"))
+
+
+# ---- further window walks ------------------------------------------------------------------------
+
+
+def channel_pool(
+    input: Tensor,
+    kernel_size: int,
+    mode: Mode = "max",
+    stride: int | None = None,
+    ceil_mode: bool = False,
+    dim: int = 1,
+) -> Tensor:
+    """Pools over groups of consecutive channels: ``y[n,k,…] = max_r x[n, k·stride+r, …]``.
+
+    The other axes keep their extents. A walk of the window along the channel axis where it lies in
+    memory: nothing is copied, be the input contiguous or channels-last.
+
+    Args:
+        input: of any shape, channels on axis `dim`; float32, float64, bfloat16 or float16.
+        kernel_size: channels in a group.
+        mode: "max" or "mean" of each group.
+        stride: from group to group; default `kernel_size`.
+        ceil_mode: with a last, smaller group where the channels do not divide; else they are left
+            out.
+        dim: the channel axis; 0 for unbatched maps, -1 for features.
+
+    Raises:
+        RuntimeError: if a group is larger than the channels, and for a stride of 0.
+        ValueError: for another mode.
+    """
+    if mode not in ("max", "mean"):
+        raise ValueError(f"channel_pool: mode must be 'max' or 'mean', got {mode!r}")
+    moved = input.movedim(dim, -1)
+    channels = moved.shape[-1]
+    if not 1 <= kernel_size <= channels:
+        raise RuntimeError(
+            f"channel_pool: kernel_size must be between 1 and the {channels} channels on axis "
+            f"{dim} of input of size {list(input.shape)}, got {kernel_size}"
+        )
+    stride = kernel_size if stride is None else stride
+    if moved.is_contiguous():  # the channels of a position lie side by side
+        rows = moved.reshape(moved.numel() // channels, 1, channels)
+        y = _pooled_windows(rows, (kernel_size,), (stride,), mode, ceil_mode)
+        return y.reshape(*moved.shape[:-1], y.shape[-1]).movedim(-1, dim)
+    axis = dim % input.dim()
+    before, behind = input.shape[:axis], input.shape[axis + 1 :]
+    planes = input.reshape(math.prod(before), 1, channels, math.prod(behind))
+    y = _pooled_windows(planes, (kernel_size, 1), (stride, 1), mode, ceil_mode)
+    return y.reshape(*before, y.shape[2], *behind)
+
+
+def _pooled_windows(
+    input: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], mode: str, ceil_mode: bool
+) -> Tensor:
+    none, once = (0,) * len(stride), (1,) * len(stride)
+    if mode == "mean":
+        return _pooled_avg(input, AvgWindow(kernel_size, stride, none, ceil_mode, True, None))
+    return _pooled_max(input, MaxWindow(kernel_size, stride, none, once, ceil_mode), False)
+
+
+def weighted_avg_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """LeNet-5's subsampling: ``y[n,c,h,w] = weight[c] · mean of the window + bias[c]``.
+
+    LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, section II.B, where
+    the window's sum is weighted: his coefficient is `weight` over the window's elements.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``; windows as `avg_pool2d`.
+        weight: ``[C]``, of the input's dtype.
+        bias: ``[C]`` or None.
+
+    Raises:
+        RuntimeError: for windows that do not fit, and parameters of another size or dtype.
+    """
+    channels = input.shape[-3] if input.dim() >= 3 else 0
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is None:
+            continue
+        if parameter.shape != (channels,) or parameter.dtype != input.dtype:
+            raise RuntimeError(
+                f"weighted_avg_pool2d: {name} must be {input.dtype} [{channels}], one for each "
+                f"channel of input of size {list(input.shape)}, got {parameter.dtype} "
+                f"{list(parameter.shape)}"
+            )
+    mean = avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    factor = weight[:, None, None]
+    return mean * factor if bias is None else torch.addcmul(bias[:, None, None], mean, factor)

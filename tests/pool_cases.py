@@ -36,7 +36,7 @@ MODULES = [
 ]
 
 each_op = pytest.mark.parametrize("name", OPS)
-
+each_max = pytest.mark.parametrize("name", [name for name in OPS if "max" in name])
 each_adaptive = pytest.mark.parametrize("name", ADAPTIVE)
 each_plane = pytest.mark.parametrize("name", ["max_pool2d", "avg_pool2d"])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

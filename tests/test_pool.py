@@ -34,6 +34,7 @@ from pool_cases import (
     each_dtype,
     each_last,
     each_layout,
+    each_max,
     each_op,
     each_plane,
     in_layout,
@@ -53,6 +54,10 @@ def test_op_db_samples(name: str, dtype: torch.dtype, device: torch.device) -> N
     weft_op, native = OPS[name]
     for sample in op_samples(f"nn.functional.{name}", device, dtype, grad=True):
         check_against_native(weft_op, native, sample.input, *sample.args, **sample.kwargs)
+        if sample.kwargs.get("return_indices"):
+            _, found = weft_op(sample.input, *sample.args, **sample.kwargs)
+            _, expected = native(sample.input, *sample.args, **sample.kwargs)
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ def test_uneven_axes(name: str, last: bool, device: torch.device) -> None:
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", [n for n in OPS if "max" in n])
+@each_max
 @each_last
 def test_indices_of_ties_and_nan(name: str, last: bool, device: torch.device) -> None:
     weft_op, native = OPS[name]
@@ -397,7 +402,7 @@ def test_deterministic(name: str, last: bool, device: torch.device) -> None:
     check_deterministic(run)
 
 
-@pytest.mark.parametrize("name", [n for n in OPS if "max" in n])
+@each_max
 def test_max_pool_keeps_one_byte_per_output(name: str, device: torch.device) -> None:
     kept: list[torch.Tensor] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pool_cases import OPS, each_last, each_op, in_layout, random_map, rank_of, window_of
+from weft.testing import host_execution
 
 # ---- dispatcher ----------------------------------------------------------------------------------
 
@@ -81,19 +83,80 @@ def test_torch_func(name: str, device: torch.device) -> None:
 
 @each_op
 @pytest.mark.filterwarnings("error")
-def test_vmap_is_one_call(name: str) -> None:
-    """Batched and unbatched samples, mapped along any axis, once and twice: one launch each."""
-    weft_op = OPS[name][0]
-    x = random_map(name, 3, 2, 4)  # of two axes to map and the channels
-    for function, samples, expected in (
-        (torch.func.vmap(lambda t: weft_op(t, *window_of(name))), x, weft_op(x[1], 3)),
-        (torch.func.vmap(lambda t: weft_op(t, *window_of(name)), 1), x, weft_op(x[:, 1], 3)),
+def test_vmap_is_one_launch(name: str) -> None:
+    """Of batched and unbatched samples, along any axis, and of vmap inside vmap."""
+    x = random_map(name, 3, 2, 4)  # two axes to map or batch, then channels
+
+    def op(sample: torch.Tensor) -> torch.Tensor:
+        return OPS[name][0](sample, *window_of(name))
+
+    vmap = torch.func.vmap
+    for function, in_turn in (
+        (vmap(op), torch.stack([op(s) for s in x])),
+        (vmap(op, 1), torch.stack([op(s) for s in x.unbind(1)])),
+        (vmap(vmap(op)), torch.stack([torch.stack([op(t) for t in s]) for s in x])),
     ):
         with host_execution() as run, torch.no_grad():
-            y = function(samples)
+            y = function(x)
         assert len(run.launches) == 1
-        del expected
-        assert y.shape[0] == samples.shape[0]
+        torch.testing.assert_close(y, in_turn)
+
+
+@each_op
+@pytest.mark.filterwarnings("error")
+def test_jacobians(name: str, device: torch.device) -> None:
+    weft_op, native = OPS[name]
+    x = random_map(name, 1, 2, extents=(3, 4, 5)).to(device).double()
+    window = (2,)
+    expected = torch.autograd.functional.jacobian(lambda t: native(t, *window), x)
+    for jacobian in (torch.func.jacrev, lambda f: torch.func.vmap(torch.func.jacrev(f))):
+        samples = x if jacobian is torch.func.jacrev else x[None]
+        found = jacobian(lambda t: weft_op(t, *window))(samples)
+        torch.testing.assert_close(found.reshape(expected.shape), expected)
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        return weft_op(t, *window).sin().sum()
+
+    second = torch.func.jacrev(torch.func.grad(loss))(x)
+    hessian = torch.autograd.functional.hessian(lambda t: native(t, *window).sin().sum(), x)
+    torch.testing.assert_close(second, hessian)
+
+
+@pytest.mark.parametrize("kind", [n[:-2] for n in OPS if n.endswith("1d") and "max" in n])
+@pytest.mark.filterwarnings("error")
+def test_indices_under_vmap(kind: str) -> None:
+    name = f"{kind}2d"
+    x = random_map(name, 3, 2)
+    mapped = torch.func.vmap(lambda t: OPS[name][0](t, 2, return_indices=True))(x)
+    in_turn = OPS[name][0](x, 2, return_indices=True)
+    assert all(torch.equal(a, e) for a, e in zip(mapped, in_turn, strict=True))
+
+
+@each_op
+def test_export(name: str, device: torch.device) -> None:
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return OPS[name][0](x, *window_of(name))
+
+    batch = torch.export.Dim("batch", min=2)
+    x = random_map(name, 3, 2).to(device)
+    exported = torch.export.export(Layer(), (x,), dynamic_shapes=({0: batch},)).module()
+    for samples in (x, torch.cat([x, x])):
+        assert torch.equal(exported(samples), Layer()(samples))
+
+
+@each_op
+def test_deterministic_algorithms(name: str, device: torch.device) -> None:
+    """torch raises here for most backwards on a GPU."""
+    x = random_map(name, 2, 2).to(device).requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        y = OPS[name][0](x, *window_of(name))
+        (grad,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        torch.autograd.grad(grad.sum(), x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(y, OPS[name][1](x, *window_of(name)))
 
 
 @each_op

@@ -204,6 +204,14 @@ void check_places(const Request& request, const Tensor& places) {
               " with the same arguments; got ", toString(places.scalar_type()), places.sizes());
 }
 
+// The places that `values` are picked at, or added to.
+void check_places(const Request& request, const Tensor& places, const Tensor& values) {
+  check_places(request, places);
+  TORCH_CHECK(places.device() == values.device(), request.op,
+              ": expected all tensors to be on the same device, but places are on ",
+              places.device(), " and the values on ", values.device());
+}
+
 void check_gradient(const Request& request, const Tensor& grad) {
   TORCH_CHECK(grad.sizes() == IntArrayRef(request.output_sizes), request.op,
               ": grad must have the output's size ", request.output_sizes, ", got ", grad.sizes());
@@ -227,7 +235,7 @@ std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool kee
 }
 
 Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, bool channels_last) {
-  check_places(request, places);
+  check_places(request, places, grad);
   check_gradient(request, grad);
   const auto format = layout_from(channels_last, request.input_sizes);
   const auto& kernels = complete(request, grad, "grad", format);
@@ -242,7 +250,7 @@ Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, b
 }
 
 Tensor picked(Request request, const Tensor& input, const Tensor& places) {
-  check_places(request, places);
+  check_places(request, places, input);
   const auto format = layout_of(places, request.op.rank);
   const auto& kernels = complete(request, input, "input", format);
   const c10::DeviceGuard guard(input.device());

@@ -134,8 +134,12 @@ void check_like_output(const char* op, const Request& request, const Tensor& t,
               t.sizes());
 }
 
-void check_places(const char* op, const Request& request, const Tensor& places) {
+void check_places(const char* op, const Request& request, const Tensor& places,
+                  const Tensor& values) {
   check_like_output(op, request, places, "places");
+  TORCH_CHECK(places.device() == values.device(), op,
+              ": expected all tensors to be on the same device, but places are on ",
+              places.device(), " and the values on ", values.device());
   TORCH_CHECK(places.scalar_type() == at::kInt, op, ": places must be int32, got ",
               toString(places.scalar_type()));
 }
@@ -170,7 +174,7 @@ Tensor region_max_pool_backward(const Tensor& grad, const Tensor& places, const 
   const Request request = request_for(op, input_size, bins_of(op, grad, "grad"), grad, regions,
                                       format_of(channels_last));
   check_like_output(op, request, grad, "grad");
-  check_places(op, request, places);
+  check_places(op, request, places, grad);
   const auto& kernels = kernels_for(grad, region_kernels_for);
   const c10::DeviceGuard guard(grad.device());
   const Tensor gy = grad.contiguous(request.format);
@@ -187,7 +191,7 @@ Tensor region_max_pool_pick(const Tensor& input, const Tensor& places, const Ten
   const char* op = "region_max_pool_pick";
   const Request request = request_for(op, input.sizes(), bins_of(op, places, "places"), input,
                                       regions, layout_of(places));
-  check_places(op, request, places);
+  check_places(op, request, places, input);
   const auto& kernels = kernels_for(input, region_kernels_for);
   const c10::DeviceGuard guard(input.device());
   const Tensor x = input.contiguous(request.format);

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 import weft.functional
-from weft import _C, facts, testing
+from weft import _C, facts, reference, testing
 from weft.bench.report import console, progress_bar
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -131,6 +131,74 @@ def _native_pool(name: str) -> Callable[..., Any]:
     return widened
 
 
+def _boxes(x: Tensor) -> Tensor:
+    """Of the first and the last image of [N, C, H, W]: the whole map, a part, one over its edge."""
+    n, _, h, w = x.shape
+    return torch.tensor(
+        [
+            [0.0, 0, 0, w - 1, h - 1],
+            [n - 1, 1, 0, w // 2 + 1, h // 2],
+            [n - 1, w // 2, h // 3, w + 3, h + 1],
+        ],
+        device=x.device,
+    )
+
+
+def _roi_pool() -> Subject:
+    maximum = {"output_size": (3, 2), "mode": "max"}
+    mean = {"output_size": 2, "mode": "mean"}
+    return Subject(
+        "pool",
+        "roi_pool",
+        reference.roi_pool,
+        (Problem(((3, 5, 11, 14),), maximum), Problem(((2, 19, 12, 9),), mean, True)),
+        (Problem(((2, 2, 3, 4),), maximum), Problem(((1, 3, 4, 3),), mean, True)),
+        pack=lambda x: (x, _boxes(x)),
+    )
+
+
+def _pyramid() -> Subject:
+    return Subject(
+        "pool",
+        "spatial_pyramid_pool2d",
+        reference.spatial_pyramid_pool2d,
+        (Problem(((3, 5, 11, 14),)), Problem(((2, 19, 12, 9),), {}, True)),
+        (Problem(((2, 2, 3, 4),)),),
+        pack=lambda x: (x, (1, 2), "max", _boxes(x)),
+    )
+
+
+def _channel_pool() -> Subject:
+    return Subject(
+        "pool",
+        "channel_pool",
+        reference.channel_pool,
+        (
+            Problem(((3, 12, 11, 14),), {"kernel_size": 3}),
+            Problem(((2, 20, 7, 9),), {"kernel_size": 4, "mode": "mean"}, True),
+            Problem(((5, 31),), {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+        ),
+        (
+            Problem(((2, 4, 3),), {"kernel_size": 2}),
+            Problem(((1, 6, 2, 3),), {"kernel_size": 3, "mode": "mean"}, True),
+        ),
+    )
+
+
+def _weighted_avg_pool() -> Subject:
+    def problem(n: int, c: int, h: int, w: int, last: bool = False, **window: int) -> Problem:
+        return Problem(((n, c, h, w), (c,), (c,)), {"kernel_size": 2, **window}, last)
+
+    return Subject(
+        "pool",
+        "weighted_avg_pool2d",
+        reference.weighted_avg_pool2d,
+        (problem(3, 6, 14, 15), problem(2, 19, 9, 11, True, stride=1, padding=1)),
+        (problem(1, 2, 4, 3), problem(2, 3, 2, 4, True)),
+        parameters=2,
+    )
+
+
 def _conv_sizes(n: int, c: int, h: int, w: int, k: int, r: int, s: int, groups: int = 1) -> tuple:
     return (n, c, h, w), (k, c // groups, r, s), (k,)
 
@@ -180,6 +248,10 @@ SUBJECTS: tuple[Subject, ...] = (
         for kind in ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool")
         for rank in (1, 2, 3)
     ),
+    _channel_pool(),
+    _weighted_avg_pool(),
+    _roi_pool(),
+    _pyramid(),
     _conv(),
     _cell("lstm_cell", torch.lstm_cell, 4, 2),
     _cell("gru_cell", torch.gru_cell, 3, 1),

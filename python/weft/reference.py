@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +24,17 @@ def channel_pool(
 ) -> Tensor:
     """`weft.functional.channel_pool`, one group after another."""
     channels, stride = input.shape[dim], kernel_size if stride is None else stride
-    last = channels - (1 if ceil_mode else kernel_size)
+    steps = (channels - kernel_size) / stride
+    last = (math.ceil(steps) if ceil_mode else math.floor(steps)) * stride
     groups = []
-    for begin in range(0, last + 1, stride):
+    for begin in range(0, min(last, channels - 1) + 1, stride):
         group = input.narrow(dim, begin, min(kernel_size, channels - begin))
         groups.append(group.max(dim).values if mode == "max" else group.mean(dim))
     return torch.stack(groups, dim)
 
 
 def weighted_avg_pool2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: int, **window: int
+    input: Tensor, weight: Tensor, bias: Tensor | None, kernel_size: int, **window: Any
 ) -> Tensor:
     """`weft.functional.weighted_avg_pool2d` on torch's average pooling."""
     y = F.avg_pool2d(input, kernel_size, **window) * weight[:, None, None]

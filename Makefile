@@ -17,6 +17,7 @@ CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0a+PTX)
 bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
+	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
 test: build
@@ -52,7 +53,7 @@ build: $(VENV)/ready
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more.
-SANITIZE_TESTS = $(addprefix tests/test_,device.py pool.py conv.py rnn.py rnn_layers.py)
+SANITIZE_TESTS = $(addprefix tests/test_,device.py pool.py pool_errors.py pool_layers.py pool_regions.py conv.py rnn.py rnn_layers.py)
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready

@@ -10,6 +10,7 @@ import torch
 import characters
 import common
 import digits
+import regions
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,24 @@ def test_character_curves_agree(cell: str) -> None:
     assert found["weft_losses"][-1] < found["weft_losses"][0]
     assert found["sample"].startswith("def ")
     assert len(found["sample"]) == 24
+
+
+def test_pooled_windows_are_their_cut_outs() -> None:
+    found = regions.run(windows=30, side=200, window_side=64)
+    assert found["photograph"] == [200, 300]
+    assert found["ratio"] == found["rcnn_s"] / found["spp_s"] > 0
+    regions.show(found)
+
+
+def test_a_wrong_pooled_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = regions.weft.nn.SpatialPyramidPool2d.forward
+
+    def wrong(self: torch.nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        return right(self, *args) + 1e-6
+
+    monkeypatch.setattr(regions.weft.nn.SpatialPyramidPool2d, "forward", wrong)
+    with pytest.raises(AssertionError, match="not that of the cut-out map"):
+        regions.run(windows=3, side=200, window_side=64)
 
 
 def test_a_sample_is_the_same_for_the_same_seed() -> None:

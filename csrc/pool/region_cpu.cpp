@@ -189,47 +189,52 @@ void forward(const RegionProblem& p, const T* x, const int64_t* regions, T* y, i
   });
 }
 
-// Where the gradients of one image's channels [channel, channel + count) are added up; in the order
-// of gx.
+// Where the gradients of one image's channels [channel, channel + count) are added up. The order of
+// the axes is the one that the adding runs along, whatever that of gx.
 template <class A>
 struct Planes {
   A* sum;
   int64_t position_pitch;
   int64_t channel_pitch;
 
-  A& at(int64_t position, int64_t c) const {
-    return sum[position * position_pitch + c * channel_pitch];
+  A* at(int64_t position, int64_t c) const {
+    return sum + position * position_pitch + c * channel_pitch;
   }
 };
 
+enum class Order { positions_inner, channels_inner };
+
 // Calls `add(planes, region, k, channel, count)` for each region of each image and each part of the
 // channels, regions in order; then writes the sums to gx.
-template <class T, class Add>
+template <Order kOrder, class T, class Add>
 void backward(const RegionProblem& p, const int64_t* regions, T* gx, const Context& context,
               const Add& add) {
   using A = accumulate_t<T>;
+  const int64_t positions = p.in_positions();
   const int64_t blocks = ceil_div(p.channels, kChannels<T>);
   parallel_for(context, p.images * blocks, 1, [&](int64_t begin, int64_t end) {
-    Scratch<A> sums(p.in_positions() * kChannels<T>);
+    Scratch<A> sums(positions * kChannels<T>);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / blocks;
       const int64_t channel = item % blocks * kChannels<T>;
       const int64_t left = p.channels - channel;
       const int64_t count = left < kChannels<T> ? left : kChannels<T>;
-      const Planes<A> planes = {sums.data(), p.channels_last ? count : 1,
-                                p.channels_last ? 1 : p.in_positions()};
-      fill(sums.data(), p.in_positions() * count, A{0});
+      Planes<A> planes = {sums.data(), 1, positions};
+      if constexpr (kOrder == Order::channels_inner) planes = {sums.data(), count, 1};
+      fill(sums.data(), positions * count, A{0});
       for (int64_t k = 0; k < p.regions; ++k) {
         const Region region = read_region(p, regions, k);
         if (region.image == image) add(planes, region, k, channel, count);
       }
       T* out = gx + p.in_offset(image, channel, 0);
-      const int64_t row = p.channels_last ? count : count * p.in_positions();
-      const int64_t rows = p.channels_last ? p.in_positions() : 1;
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < row; j += kLanes<T>)
-          store_lanes(out + i * p.channels + j, load_lanes(sums.data() + i * row + j, row - j),
-                      row - j);
+      if (p.channels_last) {
+        for (int64_t i = 0; i < positions; ++i)
+          for (int64_t c = 0; c < count; ++c) out[i * p.channels + c] = narrow<T>(*planes.at(i, c));
+      } else {
+        for (int64_t c = 0; c < count; ++c)
+          for (int64_t i = 0; i < positions; ++i)
+            out[c * positions + i] = narrow<T>(*planes.at(i, c));
+      }
     }
   });
 }
@@ -256,20 +261,16 @@ void max_backward(const RegionProblem& p, const void* gy, const int64_t* regions
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     const T* from = static_cast<const T*>(gy);
-    backward(
+    // Channel by channel: one plane stays in the nearest cache while it is added to.
+    backward<Order::positions_inner>(
         p, regions, static_cast<T*>(gx), context,
         [&](const Planes<A>& planes, const Region&, int64_t k, int64_t channel, int64_t count) {
-          // In the order of gy's memory; an input's gradients come from bins of one channel,
-          // which both orders visit alike.
-          const int64_t outer = p.channels_last ? p.bins() : count;
-          const int64_t inner = p.channels_last ? count : p.bins();
-          for (int64_t i = 0; i < outer; ++i)
-            for (int64_t j = 0; j < inner; ++j) {
-              const int64_t c = p.channels_last ? j : i;
-              const int64_t output = p.out_offset(k, channel + c, p.channels_last ? i : j);
+          for (int64_t c = 0; c < count; ++c)
+            for (int64_t bin = 0; bin < p.bins(); ++bin) {
+              const int64_t output = p.out_offset(k, channel + c, bin);
               const int32_t place = places[output];
               if (place >= 0 && place < p.in_positions())
-                planes.at(place, c) += widen(from[output]);
+                *planes.at(place, c) += widen(from[output]);
             }
         });
   });
@@ -281,30 +282,23 @@ void avg_backward(const RegionProblem& p, const void* gy, const int64_t* regions
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     const T* from = static_cast<const T*>(gy);
-    backward(p, regions, static_cast<T*>(gx), context,
-             [&](const Planes<A>& planes, const Region& region, int64_t k, int64_t channel,
-                 int64_t count) {
-               A gradient[kChannels<T>];
-               for (int64_t bin = 0; bin < p.bins(); ++bin) {
-                 const Box box = bin_of(p, region, bin);
-                 const A divisor = static_cast<A>(area(box.rows, box.columns));
-                 for (int64_t c = 0; c < count; ++c)
-                   gradient[c] = widen(from[p.out_offset(k, channel + c, bin)]) / divisor;
-                 // The inner loop goes along gx's memory.
-                 const int64_t run = box.columns.end - box.columns.begin;
-                 for (int64_t h = box.rows.begin; h < box.rows.end && run > 0; ++h) {
-                   A* row = &planes.at(h * p.in[1] + box.columns.begin, 0);
-                   if (p.channels_last) {
-                     for (int64_t w = 0; w < run; ++w)
-                       for (int64_t c = 0; c < count; ++c) row[w * count + c] += gradient[c];
-                   } else {
-                     for (int64_t c = 0; c < count; ++c)
-                       for (int64_t w = 0; w < run; ++w)
-                         row[c * planes.channel_pitch + w] += gradient[c];
-                   }
-                 }
-               }
-             });
+    backward<Order::channels_inner>(
+        p, regions, static_cast<T*>(gx), context,
+        [&](const Planes<A>& planes, const Region& region, int64_t k, int64_t channel,
+            int64_t count) {
+          A gradient[kChannels<T>];
+          for (int64_t bin = 0; bin < p.bins(); ++bin) {
+            const Box box = bin_of(p, region, bin);
+            const A divisor = static_cast<A>(area(box.rows, box.columns));
+            for (int64_t c = 0; c < count; ++c)
+              gradient[c] = widen(from[p.out_offset(k, channel + c, bin)]) / divisor;
+            for (int64_t h = box.rows.begin; h < box.rows.end; ++h)
+              for (int64_t w = box.columns.begin; w < box.columns.end; ++w) {
+                A* sum = planes.at(h * p.in[1] + w, 0);
+                for (int64_t c = 0; c < count; ++c) sum[c] += gradient[c];
+              }
+          }
+        });
   });
 }
 

@@ -12,13 +12,17 @@ NVCC_WHEELS := $(CURDIR)/.venv-nvcc
 NVCC = $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc),$(NVCC_WHEELS)/nvidia/cu13/bin/nvcc)
 CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0a+PTX)
 
-.PHONY: bench test lint format sanitize cuda kernels gpu build nvcc clean
+.PHONY: bench plots test lint format sanitize cuda kernels gpu build nvcc clean
 
 bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
 	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
+
+# Pooling over sizes, as docs/pooling.md shows it.
+plots: build
+	$(BIN)/python benchmarks/plots.py --json benchmarks/results/latest_pool_sizes.json
 
 test: build
 	$(BIN)/python -m pytest

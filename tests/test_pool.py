@@ -454,6 +454,6 @@ def test_traffic_of_touching_windows_is_minimal(layout: torch.memory_format) -> 
     with host_execution() as run:
         y = W.max_pool2d(x, 2)
     (launch,) = run.launches
-    assert launch.kernel == "max_pool_forward"
+    assert launch.kernel == "max_pool_tile"
     assert launch.bytes_stored == y.nbytes
     assert launch.traffic <= 1.25 * (x.nbytes + y.nbytes)

@@ -28,10 +28,10 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
   });
 }
 
-void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, void* gx,
+void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, nullptr, gx, context);
+    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, bias, gx, context);
   });
 }
 

@@ -591,22 +591,29 @@ void wgrad_planes(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
 template <class T>
 void bias_grad_planes(const ConvProblem& p, const T* gy, T* gb, const Context& context) {
   using Acc = accumulate_t<T>;
+  constexpr int64_t kRun = 16 * 4 * kLanes<T>;
   const int64_t positions = p.out_positions();
   const int64_t channels = p.out_channels();
   parallel_for(context, channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      Acc total = 0;
+      Vec<Acc> total = {};
       for (int64_t n = 0; n < p.n; ++n) {
-        const T* from = gy + (n * channels + k) * positions;
-        Vec<Acc> sum[4] = {};
-        int64_t i = 0;
-        for (; i + 4 * kLanes<T> <= positions; i += 4 * kLanes<T>)
-          for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
-        for (; i + kLanes<T> <= positions; i += kLanes<T>) sum[0] += load_vec(from + i);
-        if (i < positions) sum[1] += load_part(from + i, static_cast<int>(positions - i));
-        total += sum_of_lanes<Acc>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        const T* const from = gy + (n * channels + k) * positions;
+        // Sums of runs, of an image, of all: short chains of additions.
+        Vec<Acc> image = {};
+        for (int64_t run = 0; run < positions; run += kRun) {
+          const int64_t end = least(run + kRun, positions);
+          Vec<Acc> sum[4] = {};
+          int64_t i = run;
+          for (; i + 4 * kLanes<T> <= end; i += 4 * kLanes<T>)
+            for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
+          for (; i + kLanes<T> <= end; i += kLanes<T>) sum[0] += load_vec(from + i);
+          if (i < end) sum[1] += load_part(from + i, static_cast<int>(end - i));
+          image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        }
+        total += image;
       }
-      gb[k] = narrow<T>(total);
+      gb[k] = narrow<T>(sum_of_lanes<Acc>(total));
     }
   });
 }

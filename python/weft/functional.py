@@ -1,6 +1,13 @@
 """weft's functions, with the signatures of `torch.nn.functional` and `torch`."""
 
-from weft.conv import conv2d
+from weft.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from weft.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -27,7 +34,12 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "gru_cell",
     "lstm_cell",
     "max_pool1d",

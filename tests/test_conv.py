@@ -302,7 +302,7 @@ def test_backward_ops_check_their_arguments(device: torch.device) -> None:
     input, weight = X.to(device), W4.to(device)
     grad = torch.ones(2, 6, 3, 2, device=device)
     with pytest.raises(RuntimeError, match="grad must have the output's size"):
-        torch.ops.weft.conv_dgrad(grad, weight, input.shape, *window)
+        torch.ops.weft.conv_dgrad(grad, weight, None, input.shape, *window)
     with pytest.raises(RuntimeError, match="grad must have the output's size"):
         torch.ops.weft.conv_wgrad(input, grad, weight.shape, *window)
     with pytest.raises(RuntimeError, match="expected grad to have 3, 4 or 5 dimensions"):
@@ -390,7 +390,7 @@ def test_opcheck(case: str, layout: torch.memory_format, device: torch.device) -
     output = ops.conv(input, weight, bias, *arguments)
     for op, operands_of_op in (
         (ops.conv, (input, weight, bias, *arguments)),
-        (ops.conv_dgrad, (output, weight, list(input.shape), *arguments)),
+        (ops.conv_dgrad, (output, weight, None, list(input.shape), *arguments)),
         (ops.conv_wgrad, (input, output, list(weight.shape), *arguments)),
         (ops.conv_bias_grad, (output,)),
     ):

@@ -102,7 +102,7 @@ WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, cons
 }
 
 template <class T>
-WEFT_GLOBAL WEFT_HOT void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* gx) {
+WEFT_GLOBAL WEFT_HOT void conv_dgrad(ConvProblem p, const T* gy, const T* w, const T* bias, T* gx) {
   const int64_t index = global_thread();
   if (index >= p.in_elements()) return;
   const Element e = split(index, p.in_channels(), p.in, p.channels_last);
@@ -129,6 +129,7 @@ WEFT_GLOBAL WEFT_HOT void conv_dgrad(ConvProblem p, const T* gy, const T* w, T* 
         }
         sum += part;
       }
+  if (bias != nullptr) sum += widen(load(bias + e.channel));
   store(gx + index, narrow<T>(sum));
 }
 
@@ -211,13 +212,13 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
   });
 }
 
-void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, void* gx,
+void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     device::launch({"conv_dgrad", ceil_div(p.in_elements(), kThreads), kThreads, 0, context.stream},
                    conv_dgrad<T>, p, static_cast<const T*>(gy), static_cast<const T*>(w),
-                   static_cast<T*>(gx));
+                   static_cast<const T*>(bias), static_cast<T*>(gx));
   });
 }
 

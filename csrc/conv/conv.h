@@ -3,8 +3,8 @@
 // Cross-correlation, y[n,k,o] = bias[k] + Σ_{c,r} x[n, c, o·stride − padding + r·dilation]
 // w[k,c,r], with positions o and window places r of three axes; 1-d and 2-d problems have unit axes
 // in front. `padding` in a window is the leading one only: how far a window runs past the end
-// follows from the output's extent, so that padding may be asymmetric and a transposed convolution
-// is a dgrad.
+// follows from the output's extent, so that padding may be asymmetric. A transposed convolution is
+// a dgrad, with a bias for each channel of x.
 //
 // Extents and layouts, contiguous | channels-last (G groups, C and K channels of one group):
 //   x, gx [N, G·C, D, H, W]   | [N, D, H, W, G·C]
@@ -52,8 +52,10 @@ struct ConvKernels {
   // y = x ⋆ w + bias; bias may be null.
   void (*fprop)(const ConvProblem&, const void* x, const void* w, const void* bias, void* y,
                 const Context&);
-  // gx = for each input the sum of gy · w over the windows that hold it.
-  void (*dgrad)(const ConvProblem&, const void* gy, const void* w, void* gx, const Context&);
+  // gx = for each input the sum of gy · w over the windows that hold it, and its bias [G·C], which
+  // may be null.
+  void (*dgrad)(const ConvProblem&, const void* gy, const void* w, const void* bias, void* gx,
+                const Context&);
   // gw = for each weight the sum of x · gy over images and positions.
   void (*wgrad)(const ConvProblem&, const void* x, const void* gy, void* gw, const Context&);
   // gb = sum of gy over images and positions.

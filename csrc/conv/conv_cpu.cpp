@@ -7,6 +7,7 @@
 #include "conv/conv_layout.h"
 #include "conv/conv_pixels.h"
 #include "conv/conv_planes.h"
+#include "conv/conv_rows.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -15,6 +16,7 @@ template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
   const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
+                   : p.c == 1 && p.k == 1                                    ? gather_rows<T>
                    : least(p.c, p.k) >= kLanes<T> && p.window_elements() > 1 ? gather_transposed<T>
                                                                              : gather_planes<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
@@ -28,10 +30,10 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
   });
 }
 
-void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, void* gx,
+void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
-    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, nullptr, gx, context);
+    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, bias, gx, context);
   });
 }
 

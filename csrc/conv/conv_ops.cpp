@@ -16,7 +16,9 @@ using at::Tensor;
 
 struct ConvArguments {
   IntArrayRef stride;
-  IntArrayRef padding;  // one int per axis; or all leading ones, then all trailing ones
+  // One int per axis; or all leading ones, then all trailing ones. A negative trailing one leaves
+  // positions of the input unread.
+  IntArrayRef padding;
   IntArrayRef dilation;
   int64_t groups;
 };
@@ -46,7 +48,7 @@ void check_windows(const ConvArguments& a, int rank) {
   for (int64_t stride : a.stride)
     TORCH_CHECK(stride > 0, op,
                 ": non-positive stride is not supported, but got stride=", a.stride);
-  for (int64_t padding : a.padding)
+  for (int64_t padding : a.padding.slice(0, count))
     TORCH_CHECK(padding >= 0, op,
                 ": negative padding is not supported, but got padding=", a.padding);
   for (int64_t dilation : a.dilation)
@@ -136,6 +138,14 @@ void check_pair(const Tensor& t, const Tensor& reference, const char* op, const 
   check_same(t, reference, op, argument);
 }
 
+void check_bias(const Tensor& bias, const Tensor& input, const Tensor& weight, int64_t channels,
+                const char* op) {
+  check_pair(bias, input, op, "bias", "Input");
+  TORCH_CHECK(bias.dim() == 1 && bias.size(0) == channels, op, ": Given weight of size ",
+              weight.sizes(), ", expected bias to be 1-dimensional with ", channels,
+              " elements, but got bias of size ", bias.sizes(), " instead");
+}
+
 // channels-last where either operand is, as torch decides.
 at::MemoryFormat common_layout(const Tensor& a, const Tensor& b) {
   const auto format = layout_of(a);
@@ -155,13 +165,7 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
   const char* op = name_of(rank);
   check_pair(weight, input, op, "weight", "Input");
   p.dtype = dtype_of(input, op, "input");
-  if (bias) {
-    check_pair(*bias, input, op, "bias", "Input");
-    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == p.out_channels(), op,
-                ": Given weight of size ", weight.sizes(),
-                ", expected bias to be 1-dimensional with ", p.out_channels(),
-                " elements, but got bias of size ", bias->sizes(), " instead");
-  }
+  if (bias) check_bias(*bias, input, weight, p.out_channels(), op);
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const c10::DeviceGuard guard(input.device());
   const auto format = common_layout(input, weight);
@@ -181,23 +185,26 @@ void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
               ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
 }
 
-Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, IntArrayRef input_size,
-                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, const std::optional<Tensor>& bias,
+                  IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
+                  IntArrayRef dilation, int64_t groups) {
   ConvProblem p = problem_for(input_size, weight.sizes(), {stride, padding, dilation, groups});
   const int rank = rank_of(stride);
   check_grad_size(grad, p, rank);
   check_pair(weight, grad, name_of(rank), "weight", "grad");
   p.dtype = dtype_of(grad, name_of(rank), "grad");
+  if (bias) check_bias(*bias, grad, weight, p.in_channels(), name_of(rank));
   const auto& kernels = kernels_for(grad, conv_kernels_for);
   const c10::DeviceGuard guard(grad.device());
   const auto format = common_layout(grad, weight);
   p.channels_last = format != at::MemoryFormat::Contiguous;
   const Tensor gy = grad.contiguous(format);
   const Tensor w = weight.contiguous(format);
+  const Tensor b = bias ? bias->contiguous() : Tensor();
   Tensor gx = empty_output(gy, input_size, format);
   if (p.in_elements() > 0)
-    kernels.dgrad(p, gy.const_data_ptr(), w.const_data_ptr(), gx.mutable_data_ptr(),
-                  context_for(gy));
+    kernels.dgrad(p, gy.const_data_ptr(), w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr,
+                  gx.mutable_data_ptr(), context_for(gy));
   return gx;
 }
 
@@ -254,7 +261,8 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
       "int[] dilation, int groups) -> Tensor");
   m.def(
-      "conv_dgrad(Tensor grad, Tensor weight, SymInt[] input_size, int[] stride, int[] padding, "
+      "conv_dgrad(Tensor grad, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, "
+      "int[] padding, "
       "int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_wgrad(Tensor input, Tensor grad, SymInt[] weight_size, int[] stride, int[] padding, "

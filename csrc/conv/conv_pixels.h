@@ -366,18 +366,24 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
 template <class T>
 void bias_grad_pixels(const ConvProblem& p, const T* gy, T* gb, const Context& context) {
   using Acc = accumulate_t<T>;
-  constexpr int64_t kRun = 32;  // pixels summed before they join the total
+  // Sums of a run of pixels, of a block of runs, of all: short chains of additions.
+  constexpr int64_t kRun = 32;
+  constexpr int64_t kBlock = 32 * kRun;
   const int64_t channels = p.out_channels();
   const int64_t pixels = p.n * p.out_positions();
   parallel_for(context, ceil_div(channels, kLanes<T>), 1, [&](int64_t begin, int64_t end) {
     for (int64_t vector = begin; vector < end; ++vector) {
       const int64_t first = vector * kLanes<T>;
       Vec<Acc> total = {};
-      for (int64_t run = 0; run < pixels; run += kRun) {
-        Vec<Acc> sum = {};
-        for (int64_t i = run; i < least(run + kRun, pixels); ++i)
-          sum += load_lanes(gy + i * channels + first, channels - first);
-        total += sum;
+      for (int64_t block = 0; block < pixels; block += kBlock) {
+        Vec<Acc> runs = {};
+        for (int64_t run = block; run < least(block + kBlock, pixels); run += kRun) {
+          Vec<Acc> sum = {};
+          for (int64_t i = run; i < least(run + kRun, pixels); ++i)
+            sum += load_lanes(gy + i * channels + first, channels - first);
+          runs += sum;
+        }
+        total += runs;
       }
       store_lanes(gb + first, total, channels - first);
     }

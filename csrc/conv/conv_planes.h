@@ -14,6 +14,8 @@
 // vectors along each row by itself, which wastes most of a vector on rows of 7 and 14.
 #pragma once
 
+#include <utility>
+
 #include "conv/conv_gather.h"
 
 namespace weft::WEFT_TARGET {
@@ -87,12 +89,6 @@ inline Planes band_planes(const ConvProblem& p, const Gather& g, int64_t d, int6
   return planes;
 }
 
-template <int kStride, class T>
-WEFT_INLINE void copy_strided(accumulate_t<T>* __restrict out, const T* __restrict in,
-                              int64_t count, int64_t stride = kStride) {
-  for (int64_t i = 0; i < count; ++i) out[i] = widen(in[i * (kStride > 0 ? kStride : stride)]);
-}
-
 template <class T>
 void narrow_row(T* out, const accumulate_t<T>* in, int64_t count) {
   int64_t i = 0;
@@ -100,6 +96,51 @@ void narrow_row(T* out, const accumulate_t<T>* in, int64_t count) {
   if (i < count)
     store_part(out + i, load_part(in + i, static_cast<int>(count - i)),
                static_cast<int>(count - i));
+}
+
+// a and b, of 2n elements together: first those at even places, then those at odd ones; and back.
+template <class V, int... Lane>
+WEFT_INLINE void unzip(V& a, V& b, std::integer_sequence<int, Lane...>) {
+  const V even = __builtin_shufflevector(a, b, 2 * Lane...);
+  b = __builtin_shufflevector(a, b, (2 * Lane + 1)...);
+  a = even;
+}
+template <class V, int... Lane>
+WEFT_INLINE void zip(V& a, V& b, std::integer_sequence<int, Lane...>) {
+  constexpr int kCount = sizeof...(Lane);
+  const V low = __builtin_shufflevector(a, b, (Lane / 2 + Lane % 2 * kCount)...);
+  b = __builtin_shufflevector(a, b, (kCount / 2 + Lane / 2 + Lane % 2 * kCount)...);
+  a = low;
+}
+template <class V>
+using LaneSequence = std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])>;
+template <class V>
+WEFT_INLINE void unzip(V& a, V& b) {
+  unzip(a, b, LaneSequence<V>{});
+}
+template <class V>
+WEFT_INLINE void zip(V& a, V& b) {
+  zip(a, b, LaneSequence<V>{});
+}
+
+// The even and the odd ones of `count` elements.
+template <class T>
+void split_row(accumulate_t<T>* even, accumulate_t<T>* odd, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes<T> <= count; i += 2 * kLanes<T>) {
+    Vec<accumulate_t<T>> a = load_vec(in + i), b = load_vec(in + i + kLanes<T>);
+    unzip(a, b);
+    store_vec(even + i / 2, a);
+    store_vec(odd + i / 2, b);
+  }
+  if (i == count) return;
+  const auto left = static_cast<int>(count - i);
+  const int front = left < kLanes<T> ? left : kLanes<T>;
+  Vec<accumulate_t<T>> a = load_part(in + i, front), b{};
+  if (left > front) b = load_part(in + i + front, left - front);
+  unzip(a, b);
+  store_part(even + i / 2, a, (left + 1) / 2);
+  store_part(odd + i / 2, b, left / 2);
 }
 
 inline bool phase_is_read(const Window& w, int64_t phase, int64_t phases) {
@@ -127,15 +168,20 @@ void fill_planes(const ConvProblem& p, const Gather& g, const Planes& planes, co
         copy_row(to + columns.lead, from, g.src[2]);
         continue;
       }
+      if (columns.phases == 2) {
+        // Column 0 is in the phase of `lead`.
+        accumulate_t<T>* const same = to + (columns.lead % 2) * planes.plane() + columns.lead / 2;
+        accumulate_t<T>* const other =
+            to + (columns.lead + 1) % 2 * planes.plane() + (columns.lead + 1) / 2;
+        split_row(same, other, from, g.src[2]);
+        continue;
+      }
       for (int64_t phase = 0; phase < columns.phases; ++phase, to += planes.plane()) {
         if (!phase_is_read(p.window[2], phase, columns.phases)) continue;
         const int64_t first = ceil_div(most(columns.lead - phase, 0), columns.phases);
         const int64_t begin = first * columns.phases + phase - columns.lead;
         const int64_t count = begin < g.src[2] ? ceil_div(g.src[2] - begin, columns.phases) : 0;
-        if (columns.phases == 2)
-          copy_strided<2>(to + first, from + begin, count);
-        else
-          copy_strided<0>(to + first, from + begin, count, columns.phases);
+        for (int64_t i = 0; i < count; ++i) to[first + i] = widen(from[begin + i * columns.phases]);
       }
     }
 }
@@ -304,9 +350,9 @@ void plane_run(const PlaneTile<Acc>& run, const PhaseTaps& phase, int64_t pitch,
   });
 }
 
-// Destination rows of a task: as many as have their source in `kScratchElements`, but few enough
+// Destination rows of a task: as many as have their source in `scratch_elements`, but few enough
 // for several tasks. Whole strides, so that each phase has the same rows.
-inline int64_t band_rows(const ConvProblem& p, const Gather& g) {
+inline int64_t band_rows(const ConvProblem& p, const Gather& g, int64_t scratch_elements) {
   const int64_t step = g.transposed ? p.window[1].stride : 1;
   const int64_t images = p.n * p.groups * g.dst[0];
   int64_t rows = round_up(g.dst[1], step);
@@ -314,7 +360,7 @@ inline int64_t band_rows(const ConvProblem& p, const Gather& g) {
     return g.src_channels * band_planes(p, g, g.dst[0] / 2, 0, least(rows, g.dst[1])).channel();
   };
   while (rows > step &&
-         (elements() > kScratchElements || (rows > 8 && images * ceil_div(g.dst[1], rows) < 8)))
+         (elements() > scratch_elements || (rows > 8 && images * ceil_div(g.dst[1], rows) < 8)))
     rows = round_up(rows / 2, step);
   return rows;
 }
@@ -327,7 +373,7 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
   const int64_t row_phases = g.transposed ? p.window[1].stride : 1;
   const int64_t column_phases = g.transposed ? p.window[2].stride : 1;
   const int64_t phases = row_phases * column_phases;
-  const int64_t band = band_rows(p, g);
+  const int64_t band = band_rows(p, g, kScratchElements);
   const int64_t bands = ceil_div(g.dst[1], band);
   const Widened<T> wide(weights, p.weight_elements(), context);
   constexpr int64_t kSlack =
@@ -591,22 +637,29 @@ void wgrad_planes(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
 template <class T>
 void bias_grad_planes(const ConvProblem& p, const T* gy, T* gb, const Context& context) {
   using Acc = accumulate_t<T>;
+  constexpr int64_t kRun = 16 * 4 * kLanes<T>;
   const int64_t positions = p.out_positions();
   const int64_t channels = p.out_channels();
   parallel_for(context, channels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      Acc total = 0;
+      Vec<Acc> total = {};
       for (int64_t n = 0; n < p.n; ++n) {
-        const T* from = gy + (n * channels + k) * positions;
-        Vec<Acc> sum[4] = {};
-        int64_t i = 0;
-        for (; i + 4 * kLanes<T> <= positions; i += 4 * kLanes<T>)
-          for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
-        for (; i + kLanes<T> <= positions; i += kLanes<T>) sum[0] += load_vec(from + i);
-        if (i < positions) sum[1] += load_part(from + i, static_cast<int>(positions - i));
-        total += sum_of_lanes<Acc>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+        const T* const from = gy + (n * channels + k) * positions;
+        // Sums of runs, of an image, of all: short chains of additions.
+        Vec<Acc> image = {};
+        for (int64_t run = 0; run < positions; run += kRun) {
+          const int64_t end = least(run + kRun, positions);
+          Vec<Acc> sum[4] = {};
+          int64_t i = run;
+          for (; i + 4 * kLanes<T> <= end; i += 4 * kLanes<T>)
+            for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
+          for (; i + kLanes<T> <= end; i += kLanes<T>) sum[0] += load_vec(from + i);
+          if (i < end) sum[1] += load_part(from + i, static_cast<int>(end - i));
+          image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        }
+        total += image;
       }
-      gb[k] = narrow<T>(total);
+      gb[k] = narrow<T>(sum_of_lanes<Acc>(total));
     }
   });
 }

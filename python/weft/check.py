@@ -199,24 +199,38 @@ def _weighted_avg_pool() -> Subject:
     )
 
 
-def _conv_sizes(n: int, c: int, h: int, w: int, k: int, r: int, s: int, groups: int = 1) -> tuple:
-    return (n, c, h, w), (k, c // groups, r, s), (k,)
+def _conv(rank: int, transposed: bool) -> Subject:
+    name = f"conv{'_transpose' if transposed else ''}{rank}d"
 
+    def problem(
+        batch: int,
+        c: int,
+        extents: tuple[int, ...],
+        k: int,
+        window: tuple[int, ...],
+        last: bool = False,
+        **options: Any,
+    ) -> Problem:
+        """Of the last `rank` extents, and the window of as many."""
+        groups = options.get("groups", 1)
+        inner, outer = (k // groups, c) if transposed else (c // groups, k)
+        sizes = ((batch, c, *extents[-rank:]), (outer, inner, *window[-rank:]), (k,))
+        per_axis = {n: v[-rank:] if isinstance(v, tuple) else v for n, v in options.items()}
+        return Problem(sizes, per_axis, last)
 
-def _conv() -> Subject:
     return Subject(
         "conv",
-        "conv2d",
-        F.conv2d,
+        name,
+        getattr(F, name),
         (
-            Problem(_conv_sizes(2, 16, 14, 15, 24, 3, 3), {"padding": 1}),
-            Problem(_conv_sizes(2, 17, 13, 12, 9, 3, 5), {"stride": 2, "padding": (1, 2)}, True),
-            Problem(_conv_sizes(2, 24, 16, 17, 24, 5, 5, 24), {"padding": 2, "groups": 24}),
-            Problem(_conv_sizes(2, 12, 15, 15, 18, 3, 3, 3), {"dilation": 2, "groups": 3}),
+            problem(2, 16, (3, 14, 15), 24, (3, 3, 3), padding=1),
+            problem(2, 17, (4, 13, 12), 9, (1, 3, 5), True, stride=2, padding=(0, 1, 2)),
+            problem(2, 24, (2, 16, 17), 24, (2, 5, 5), padding=(1, 2, 2), groups=24),
+            problem(2, 12, (3, 9, 15), 18, (2, 3, 3), dilation=(1, 2, 2), groups=3),
         ),
         (
-            Problem(_conv_sizes(2, 2, 4, 5, 3, 3, 2), {"stride": 2, "padding": 1}),
-            Problem(_conv_sizes(1, 4, 4, 4, 4, 2, 2, 2), {"groups": 2, "dilation": 2}, True),
+            problem(2, 2, (2, 3, 5), 3, (2, 3, 2), stride=2, padding=1),
+            problem(1, 4, (2, 3, 4), 4, (1, 2, 2), True, groups=2, dilation=(1, 1, 2)),
         ),
         parameters=2,
     )
@@ -252,7 +266,7 @@ SUBJECTS: tuple[Subject, ...] = (
     _weighted_avg_pool(),
     _roi_pool(),
     _pyramid(),
-    _conv(),
+    *(_conv(rank, transposed) for transposed in (False, True) for rank in (1, 2, 3)),
     _cell("lstm_cell", torch.lstm_cell, 4, 2),
     _cell("gru_cell", torch.gru_cell, 3, 1),
     _cell("rnn_cell", torch.rnn_tanh_cell, 1, 1),

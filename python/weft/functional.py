@@ -1,6 +1,13 @@
 """weft's functions; those that torch has too have its names and signatures."""
 
-from weft.conv import conv2d
+from weft.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
 from weft.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -31,7 +38,12 @@ __all__ = [
     "avg_pool2d",
     "avg_pool3d",
     "channel_pool",
+    "conv1d",
     "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "gru_cell",
     "lstm_cell",
     "max_pool1d",

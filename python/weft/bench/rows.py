@@ -40,6 +40,10 @@ _CLASS = {
     "avg_pool3d": torch.nn.AvgPool3d,
     "adaptive_max_pool2d": torch.nn.AdaptiveMaxPool2d,
     "adaptive_avg_pool2d": torch.nn.AdaptiveAvgPool2d,
+    "conv1d": torch.nn.Conv1d,
+    "conv2d": torch.nn.Conv2d,
+    "conv3d": torch.nn.Conv3d,
+    "conv_transpose2d": torch.nn.ConvTranspose2d,
     "lstm_cell": torch.nn.LSTMCell,
     "gru_cell": torch.nn.GRUCell,
     "rnn_cell": torch.nn.RNNCell,
@@ -188,10 +192,14 @@ class AdaptivePoolRow(Row):
 
 @dataclass(frozen=True)
 class ConvRow(Row):
-    """Convolution of [N, C, H, W] to K channels with a square window, with bias."""
+    """Convolution of [N, C, spatial axes] to K channels, with bias; the window is the same on each.
+
+    A transposed one of stride s makes s times as many positions per axis, so it counts its work by
+    its input.
+    """
 
     family = "conv"
-    size: tuple[int, int, int, int]
+    size: tuple[int, ...]
     out_channels: int
     window: int
     stride: int
@@ -207,30 +215,38 @@ class ConvRow(Row):
         return text + (f" g{self.groups}" if self.groups > 1 else "")
 
     def native(self) -> torch.nn.Module:
-        module = torch.nn.Conv2d(
+        module = _CLASS[self.op](
             self.size[1],
             self.out_channels,
             self.window,
             self.stride,
             self.padding,
-            self.dilation,
-            self.groups,
+            dilation=self.dilation,
+            groups=self.groups,
             dtype=self.dtype,
         )
-        return module.to(memory_format=_MEMORY_FORMAT[self.layout])  # type: ignore[call-overload]
+        return module.to(memory_format=_MEMORY_FORMAT[self.layout])
 
     def inputs(self) -> tuple[Tensor, ...]:
         return (_random(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
-        n, c, h, w = self.size
+        n, c, *extents = self.size
         window = (self.window, self.stride, self.padding, self.dilation)
-        outputs = n * self.out_channels * _output_extent(h, *window) * _output_extent(w, *window)
-        weights = self.out_channels * (c // self.groups) * self.window**2
+        places = self.window ** len(extents)
+        if self.op.startswith("conv_transpose"):
+            span = self.dilation * (self.window - 1) + 1
+            positions = math.prod((e - 1) * self.stride - 2 * self.padding + span for e in extents)
+            products = math.prod(self.size) * (self.out_channels // self.groups) * places
+        else:
+            positions = math.prod(_output_extent(e, *window) for e in extents)
+            products = n * self.out_channels * positions * (c // self.groups) * places
+        outputs = n * self.out_channels * positions
+        weights = self.out_channels * (c // self.groups) * places
         parameters = weights + self.out_channels
-        inputs = n * c * h * w
+        inputs = math.prod(self.size)
         moved = inputs + parameters + outputs
-        flops = 2 * outputs * (c // self.groups) * self.window**2
+        flops = 2 * products
         if direction == "f":
             return Cost(moved * self.dtype.itemsize, flops)
         # Reads gy, x and the weights; writes gx and the parameters' gradients.
@@ -303,15 +319,17 @@ def _pool(
 
 
 def _conv(
-    size: tuple[int, int, int, int],
+    size: tuple[int, ...],
     out_channels: int,
     window: tuple[int, int, int],
     *variants: _Variant,
     d: int = 1,
     g: int = 1,
+    op: str = "",
 ) -> list[Row]:
     """One row for each (dtype, layout, quick); window is (size, stride, padding)."""
-    return [ConvRow("conv2d", *variant, size, out_channels, *window, d, g) for variant in variants]
+    op = op or f"conv{len(size) - 2}d"
+    return [ConvRow(op, *variant, size, out_channels, *window, d, g) for variant in variants]
 
 
 _POOL: list[Row] = [
@@ -371,6 +389,11 @@ _CONV: list[Row] = [
     *_conv((8, 64, 56, 56), 256, (1, 1, 0), (_F32, "NCHW", True)),
     *_conv((8, 128, 28, 28), 128, (3, 1, 1), (_BF16, "NHWC", True), (_F64, "NCHW", False)),
     *_conv((64, 1, 28, 28), 6, (5, 1, 2), (_F32, "NCHW", True)),
+    *_conv((4, 4096, 2048), 4096, (4, 1, 3), (_F32, "NCL", False), g=4096),
+    *_conv((2, 32, 16, 56, 56), 64, (3, 1, 1), (_F32, "NCDHW", False)),
+    *_conv((2, 32, 16, 56, 56), 32, (3, 1, 1), (_F32, "NCDHW", False), g=32),
+    *_conv((8, 128, 28, 28), 64, (4, 2, 1), (_F32, "NCHW", False), op="conv_transpose2d"),
+    *_conv((8, 128, 28, 28), 128, (3, 2, 1), (_F32, "NCHW", False), g=128, op="conv_transpose2d"),
     *_conv((8, 64, 28, 28), 64, (3, 1, 2), (_F32, "NCHW", False), d=2),
 ]
 

@@ -4,7 +4,20 @@ Each class that torch has too subclasses torch's of the same name and overrides 
 parameters, `state_dict`, hooks and `isinstance` are torch's.
 """
 
-from weft.nn.conv import Conv2d
+from weft.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+)
 from weft.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -40,9 +53,20 @@ __all__ = [
     "AvgPool2d",
     "AvgPool3d",
     "ChannelPool",
+    "Conv1d",
     "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "GRUCell",
     "LSTMCell",
+    "LazyConv1d",
+    "LazyConv2d",
+    "LazyConv3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

@@ -342,9 +342,9 @@ class LayerRow(Row):
 
     @property
     def lengths(self) -> Tensor:
-        """[B], spread evenly, T / 2 in the mean."""
-        ends = torch.arange(1, self.batch + 1) * self.steps // self.batch
-        return (ends - self.steps // (2 * self.batch)).clamp(min=1) if self.padded else ends
+        """[B], of the padded rows: spread evenly, T / 2 in the mean."""
+        middles = (2 * torch.arange(self.batch) + 1) * self.steps
+        return (middles // (2 * self.batch)).clamp(min=1)
 
     def native(self) -> torch.nn.Module:
         layer = _CLASS[self.op](self.hidden, self.hidden, self.layers, dtype=self.dtype)

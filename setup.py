@@ -114,7 +114,10 @@ macros = {
     "WEFT_WITH_HOST_EXECUTION": int(HOST_EXECUTION),
     "WEFT_CUDA_ARCHITECTURES": f'"{ARCH_LIST if CUDA else ""}"',
 }
-sources = [ROOT / "csrc/module.cpp", ROOT / "csrc/ops_common.cpp", *ROOT.glob("csrc/*/*_ops.cpp")]
+sources = [
+    *(ROOT / "csrc" / name for name in ("module.cpp", "eager.cpp", "ops_common.cpp")),
+    *ROOT.glob("csrc/*/*_ops.cpp"),
+]
 cuda_include = [str(toolkit() / "include")] if CUDA else []
 cuda_link = []
 if CUDA:

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "ops_common.h"
+#include "rnn/rnn_ops.h"
 
 #if WEFT_WITH_HOST_EXECUTION
 #include "device/device.h"
@@ -39,6 +40,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_target", weft::set_cpu_target);
   m.def("set_host_execution", weft::set_host_execution);
   m.def("host_execution", weft::host_execution);
+  PyModule_AddFunctions(m.ptr(), weft::eager_cells());
 #if WEFT_WITH_HOST_EXECUTION
   m.def("launch_reports", launch_reports);
   m.def("clear_launch_reports", weft::device::clear_launch_reports);

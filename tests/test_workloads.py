@@ -29,12 +29,14 @@ def test_digits_curves_agree() -> None:
     assert found["native_step_s"] > 0 < found["weft_step_s"]
 
 
+@pytest.mark.parametrize("layers", characters.LAYERS)
 @pytest.mark.parametrize("cell", characters.CELLS)
-def test_character_curves_agree(cell: str) -> None:
-    found = characters.run(cell, updates=3, check_gain=False, sample_length=20)
+def test_character_curves_agree(cell: str, layers: int) -> None:
+    found = characters.run(cell, layers, updates=3, check_gain=False, sample_length=20)
     assert found["weft_losses"][-1] < found["weft_losses"][0]
-    assert found["sample"].startswith("def ")
-    assert len(found["sample"]) == 24
+    for sample in found["sample"].values():
+        assert sample.startswith("def ")
+        assert len(sample) == 24
 
 
 def test_pooled_windows_are_their_cut_outs() -> None:
@@ -57,7 +59,7 @@ def test_a_wrong_pooled_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_sample_is_the_same_for_the_same_seed() -> None:
     torch.manual_seed(20)
-    model = characters.CharacterModel("LSTMCell", 3)
+    model = characters.CharacterModel("LSTM", 2, 3)
     samples = [characters.sample(model, "abc", "ab", 50, 1.0, seed) for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2]
 
@@ -66,7 +68,7 @@ def test_promises_that_are_not_kept_are_errors() -> None:
     with pytest.raises(AssertionError, match=r"knows .*% of the test digits"):
         digits.run(updates=1)
     with pytest.raises(AssertionError, match="the last loss is"):
-        characters.run("GRUCell", updates=1, sample_length=1)
+        characters.run("GRU", 1, updates=1, sample_length=1)
 
 
 def test_curves_that_part_are_errors() -> None:

@@ -1,10 +1,10 @@
-"""A character language model, once on PyTorch's cells and once on weft's.
+"""A character language model, once on PyTorch's recurrent layers and once on weft's.
 
 The text is source code of Python's standard library, which every installation carries. The model is
-embedding → cell → linear, trained to predict the next character by back-propagation through 64
-steps with gradients clipped by norm, once with LSTMCell and once with GRUCell. Asserts that the
-loss curves of both libraries agree and that the model has learned; then lets weft's model write by
-feeding its predictions back, and prints characters per second.
+embedding → recurrent layers → linear, trained to predict the next character by back-propagation
+through 64 steps with gradients clipped by norm: with LSTM, GRU and Elman layers, one and two of
+them. Asserts that the loss curves of both libraries agree and that the models have learned; then
+lets both write by feeding their predictions back, and prints characters per second.
 """
 
 from __future__ import annotations
@@ -32,25 +32,23 @@ TEMPERATURE = 0.6
 # A model that knows only how frequent characters are has the text's unigram entropy as its loss.
 LEAST_GAIN = 0.75
 AGREEMENT = common.Agreement(early_steps=10, early=1e-5, late=0.05)
-CELLS = {"LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell}
+CELLS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "Elman": nn.RNN}
+LAYERS = (1, 2)
 
 
 class CharacterModel(nn.Module):
-    """Next-character logits from one cell, applied step by step."""
+    """Next-character logits from recurrent layers."""
 
-    def __init__(self, cell: str, alphabet: int) -> None:
+    def __init__(self, cell: str, layers: int, alphabet: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(alphabet, HIDDEN)
-        self.cell = CELLS[cell](HIDDEN, HIDDEN)
+        self.layers = CELLS[cell](HIDDEN, HIDDEN, layers)
         self.output = nn.Linear(HIDDEN, alphabet)
 
     def forward(self, characters: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """characters [T, B] → logits [T, B, alphabet], and the state after the last step."""
-        hidden = []
-        for x in self.embedding(characters):
-            state = self.cell(x, state)
-            hidden.append(state[0] if isinstance(state, tuple) else state)
-        return self.output(torch.stack(hidden)), state
+        hidden, state = self.layers(self.embedding(characters), state)
+        return self.output(hidden), state
 
 
 def text() -> str:
@@ -94,9 +92,13 @@ def sample(
 
 
 def run(
-    cell: str, updates: int = UPDATES, check_gain: bool = True, sample_length: int = 300
+    cell: str,
+    layers: int,
+    updates: int = UPDATES,
+    check_gain: bool = True,
+    sample_length: int = 200,
 ) -> dict[str, Any]:
-    """Trains both models of one cell; returns what was found.
+    """Trains both models of one kind; returns what was found.
 
     Raises:
         AssertionError: if the curves or the last losses are not as promised.
@@ -105,7 +107,7 @@ def run(
     # BATCH readers, each going through its own part of the text.
     columns = encoded[: len(encoded) // BATCH * BATCH].reshape(BATCH, -1).t().contiguous()
     torch.manual_seed(20)
-    runs = common.pair(CharacterModel(cell, len(alphabet)))
+    runs = common.pair(CharacterModel(cell, layers, len(alphabet)))
     states: dict[str, Any] = dict.fromkeys(runs)
     optimizers = {name: torch.optim.Adam(r.model.parameters(), lr=3e-3) for name, r in runs.items()}
     per_pass = (len(columns) - 1) // STEPS
@@ -125,7 +127,7 @@ def run(
         optimizers[library].step()
         return loss.item()
 
-    common.train(runs, updates, step, cell)
+    common.train(runs, updates, step, f"{cell} x{layers}")
     entropy = unigram_entropy(encoded)
     last = {name: sum(r.losses[-20:]) / len(r.losses[-20:]) for name, r in runs.items()}
     for name, loss in last.items():
@@ -140,9 +142,10 @@ def run(
         unigram_entropy=entropy,
         last_loss=last,
         characters_per_s=speed,
-        sample=sample(
-            runs["weft"].model, alphabet, "def ", sample_length, temperature=0.6, seed=20
-        ),
+        sample={
+            name: sample(r.model, alphabet, "def ", sample_length, TEMPERATURE, seed=20)
+            for name, r in runs.items()
+        },
     )
 
 
@@ -150,12 +153,12 @@ def show(found: dict[str, dict[str, Any]]) -> None:
     table = Table(
         title=f"character model on Python's standard library, B {BATCH}, T {STEPS}, H {HIDDEN}"
     )
-    for name in ("cell", "layers", "last loss", "unigram entropy", "characters/s", "ratio"):
+    for name in ("model", "library", "last loss", "unigram entropy", "characters/s", "ratio"):
         table.add_column(name, justify="right")
-    for cell, one in found.items():
+    for model, one in found.items():
         for name in common.LIBRARIES:
             table.add_row(
-                cell,
+                model,
                 name,
                 f"{one['last_loss'][name]:.4f}",
                 f"{one['unigram_entropy']:.4f}",
@@ -164,20 +167,21 @@ def show(found: dict[str, dict[str, Any]]) -> None:
             )
     out = report.console()
     out.print(table)
-    for cell, one in found.items():
+    for model, one in found.items():
         out.print(
-            f"{cell}: loss curves differ by at most {one['curve_difference']['early']:.1e} in the "
+            f"{model}: loss curves differ by at most {one['curve_difference']['early']:.1e} in the "
             f"first {AGREEMENT.early_steps} steps, {one['curve_difference']['late']:.1e} in all "
             f"{one['steps']} (relative)"
         )
-        out.print(f"{cell} writes:", style="bold")
-        out.print(one["sample"], markup=False, highlight=False)
+        for name in common.LIBRARIES:
+            out.print(f"{model}, {name}, writes:", style="bold")
+            out.print(one["sample"][name], markup=False, highlight=False)
 
 
 def main() -> dict[str, Any]:
-    found = {cell: run(cell) for cell in CELLS}
+    found = {f"{cell} x{layers}": run(cell, layers) for cell in CELLS for layers in LAYERS}
     show(found)
-    return {f"characters {cell}": one for cell, one in found.items()}
+    return {f"characters {model}": one for model, one in found.items()}
 
 
 if __name__ == "__main__":

@@ -11,95 +11,146 @@ namespace {
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kGrain = 1 << 17;
 
-void product(const ProductProblem& p, const void* a, const void* b, const void* add, void* c,
-             const Context& context) {
-  dispatch_dtype(p.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const OuterProduct<T> outer{p, static_cast<const T*>(a), static_cast<const T*>(b),
-                                static_cast<const T*>(add), static_cast<T*>(c)};
-    outer.run(context, kGrain);
-  });
-}
+// Rows of C at a time, multiples of every tile's height: many, so that long rows of a transposed A
+// are read in one go, as long as what they add up to stays in the second-level cache.
+constexpr int64_t kLeastRows = 48, kMostRows = 240;
+constexpr int64_t kMostSums = 1 << 17;
 
-constexpr int64_t kMostRows = 48;  // of C at a time: a multiple of every tile's height
-
-// Rows [row, row + rows) of C, through `sums` [rows, all panels].
-template <int kPanelVectors, class T, class C>
-void packed_part(const PackedProblem& p, const T* a, const accumulate_t<T>* panels, int64_t row,
-                 int64_t rows, C* c) {
+// Rows [row, row + rows) and panels [begin, end) of C; block_of(panel, k, depth) is the packed B.
+template <int kPanelVectors, class T, class C, class BlockOf>
+void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, int64_t rows,
+                 int64_t begin, int64_t end, const BlockOf& block_of, C* c) {
   using Acc = accumulate_t<T>;
   constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
-  const int64_t width = ceil_div(p.n, kPanel) * kPanel;
-  Scratch<Acc> sums(rows * width);
-  Scratch<Acc> block(rows * kDepth);
+  // Panels that C holds in full are added up there, the others in `sums`.
+  const int64_t full = std::is_same_v<C, Acc> ? (p.n / kPanel < end ? p.n / kPanel : end) : begin;
+  const int64_t first = full > begin ? full : begin, width = (end - first) * kPanel;
+  Scratch<Acc> sums(rows * width), block(rows * kDepth);
   const Acc* from[kMostRows];
   Acc* to[kMostRows];
-  for (int64_t k = 0; k < p.k; k += kDepth) {
+  for (int64_t r = 0; r < rows; ++r) from[r] = block.data() + r * kDepth;
+  for (int64_t k = 0; k < p.k || k == 0; k += kDepth) {
     const int64_t depth = p.k - k < kDepth ? p.k - k : kDepth;
     const T* corner = a + row * p.a_row + k * p.a_column;
     if (p.a_row == 1) {
-      for (int64_t i = 0; i < depth; ++i)
-        for (int64_t r = 0; r < rows; ++r)
-          block[r * kDepth + i] = widen(corner[r + i * p.a_column]);
+      for (int64_t i = 0; i < depth; i += kLanes<T>)
+        copy_transposed(corner + i * p.a_column, p.a_column, depth - i, rows, block.data() + i,
+                        kDepth);
     } else {
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t i = 0; i < depth; ++i)
           block[r * kDepth + i] = widen(corner[r * p.a_row + i * p.a_column]);
     }
-    for (int64_t r = 0; r < rows; ++r) from[r] = block.data() + r * kDepth;
-    for (int64_t column = 0; column < width; column += kPanel) {
-      for (int64_t r = 0; r < rows; ++r) to[r] = sums.data() + r * width + column;
-      packed_block<kPanelVectors>(from, int64_t{0}, rows, panels + column * p.k + k * kPanel, depth,
-                                  k > 0, to);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t r = 0; r < rows; ++r) {
+        to[r] = sums.data() + r * width + (panel - first) * kPanel;
+        if constexpr (std::is_same_v<C, Acc>)
+          if (panel < first) to[r] = c + (row + r) * p.c_row + panel * kPanel;
+      }
+      packed_block<kPanelVectors>(from, int64_t{0}, rows, block_of(panel, k, depth), depth, k > 0,
+                                  to);
     }
   }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t n = 0; n < p.n; ++n)
-      c[(row + r) * p.c_row + n] = narrow<C>(p.k > 0 ? sums[r * width + n] : Acc{0});
+  const int64_t last = end * kPanel < p.n ? end * kPanel : p.n;
+  for (int64_t r = 0; r < rows; ++r) {
+    C* out = c + (row + r) * p.c_row;
+    const Acc* sum = sums.data() + r * width - first * kPanel;
+    for (int64_t n = first * kPanel; n < last; ++n) out[n] = narrow<C>(sum[n]);
+    if (add == nullptr) continue;
+    const T* more = add + (row + r) * p.c_row;
+    for (int64_t n = begin * kPanel; n < last; ++n) {
+      const Acc found = n < first * kPanel ? widen(out[n]) : sum[n];
+      out[n] = narrow<C>(found + widen(more[n]));
+    }
+  }
 }
 
 template <int kPanelVectors, class T, class C>
-void packed_product(const PackedProblem& p, const T* a, const T* b, C* c, const Context& context) {
+void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
+                    const Context& context) {
+  using Acc = accumulate_t<T>;
   constexpr int64_t kLane = kLanes<T>, kPanel = kPanelVectors * kLane;
   const int64_t panels = ceil_div(p.n, kPanel);
-  Scratch<accumulate_t<T>> packed(panels * kPanel * p.k);
+  // Terms [k, k + depth) of vector i of all panels.
+  const auto pack = [&](int64_t i, int64_t k, int64_t depth, Acc* out) {
+    const int64_t column = i * kLane;
+    pack_vector(b + k * p.b_row + column * p.b_column, p.b_row, p.b_column, p.n - column, depth,
+                kPanelVectors, out + i % kPanelVectors * kLane);
+  };
+  if (p.m <= kMostRows) {  // each block of B serves all rows at once
+    parallel_for(context, panels, ceil_div(kGrain, kPanel * p.m * p.k + 1),
+                 [&](int64_t begin, int64_t end) {
+                   Scratch<Acc> room(kPanel * kDepth);
+                   const auto block_of = [&](int64_t panel, int64_t k, int64_t depth) {
+                     for (int64_t v = 0; v < kPanelVectors; ++v)
+                       pack(panel * kPanelVectors + v, k, depth, room.data());
+                     return room.data();
+                   };
+                   packed_part<kPanelVectors>(p, a, add, 0, p.m, begin, end, block_of, c);
+                 });
+    return;
+  }
+  Scratch<Acc> packed(panels * kPanel * p.k);
   parallel_for(context, panels * kPanelVectors, ceil_div(kGrain, p.k * kLane + 1),
                [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const int64_t column = i * kLane, panel = i / kPanelVectors;
-                   pack_vector(b + column * p.b_column, p.b_row, p.b_column, p.n - column, p.k,
-                               kPanelVectors,
-                               packed.data() + panel * kPanel * p.k + i % kPanelVectors * kLane);
-                 }
+                 for (int64_t i = begin; i < end; ++i)
+                   pack(i, 0, p.k, packed.data() + i / kPanelVectors * kPanel * p.k);
                });
   // Nearly equal blocks of rows, at least one for each thread.
-  const int64_t blocks = ceil_div(p.m, kMostRows);
-  const int64_t parts =
-      p.m < context.threads ? p.m : ceil_div(blocks, context.threads) * context.threads;
+  const int64_t fitting = kMostSums / (panels * kPanel) / kLeastRows * kLeastRows;
+  const int64_t most = fitting < kLeastRows  ? kLeastRows
+                       : fitting > kMostRows ? kMostRows
+                                             : fitting;
+  const int64_t parts = ceil_div(ceil_div(p.m, most), context.threads) * context.threads;
   parallel_for(context, parts, ceil_div(kGrain, ceil_div(p.m, parts) * p.n * p.k + 1),
                [&](int64_t begin, int64_t end) {
+                 const auto block_of = [&](int64_t panel, int64_t k, int64_t) {
+                   return packed.data() + (panel * p.k + k) * kPanel;
+                 };
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t row = p.m * i / parts;
-                   packed_part<kPanelVectors>(p, a, packed.data(), row, p.m * (i + 1) / parts - row,
-                                              c);
+                   packed_part<kPanelVectors>(p, a, add, row, p.m * (i + 1) / parts - row, 0,
+                                              panels, block_of, c);
                  }
                });
+}
+
+template <class T, class C>
+void packed_any(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
+                const Context& context) {
+  if (fewer_lanes_with_three<T>(p.n)) return packed_product<3>(p, a, b, add, c, context);
+  packed_product<4>(p, a, b, add, c, context);
 }
 
 void packed(const PackedProblem& p, const void* a, const void* b, void* c, const Context& context) {
   if (p.m == 0 || p.n == 0) return;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto *left = static_cast<const T*>(a), *right = static_cast<const T*>(b);
     const auto run = [&](auto* result) {
-      if (fewer_lanes_with_three<T>(p.n)) {
-        packed_product<3>(p, left, right, result, context);
-      } else {
-        packed_product<4>(p, left, right, result, context);
-      }
+      packed_any<T>(p, static_cast<const T*>(a), static_cast<const T*>(b), nullptr, result,
+                    context);
     };
     if (p.wide) return run(static_cast<accumulate_t<T>*>(c));
     run(static_cast<T*>(c));
+  });
+}
+
+// A product of fewer rows or terms is done before B is packed.
+constexpr int64_t kPackedRows = 48, kPackedTerms = 8;
+
+void product(const ProductProblem& p, const void* a, const void* b, const void* add, void* c,
+             const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto *left = static_cast<const T*>(a), *right = static_cast<const T*>(b),
+               *more = static_cast<const T*>(add);
+    auto* result = static_cast<T*>(c);
+    if (p.m >= kPackedRows && p.k >= kPackedTerms) {
+      const PackedProblem q = {p.dtype, p.m, p.n, p.k, p.a_row, p.a_column, p.n, 1, p.n, false};
+      return packed_any<T>(q, left, right, more, result, context);
+    }
+    const OuterProduct<T> outer{p, left, right, more, result};
+    outer.run(context, kGrain);
   });
 }
 

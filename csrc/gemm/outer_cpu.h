@@ -2,10 +2,11 @@
 //
 // A is addressed by two strides, so it serves both gradients of a linear layer as they lie: of its
 // input (gradient times weights) and of its weights (gradient transposed times input). Nothing is
-// packed: kRows x kVectors accumulators stay in registers, a step loads kVectors vectors of one row
-// of B and broadcasts kRows elements of A. Sums are made in blocks of kBlock terms, which are then
-// added up: less error than one long sum, and an order that depends on K alone. Bound: FLOPs while
-// a panel of B (K rows of kVectors vectors) stays in the cache; for few rows of B, the bytes of C.
+// packed: rows x vectors accumulators stay in registers, a step loads one row's vectors of B and
+// broadcasts elements of A. Sums are made in blocks of kDepth terms, which are then added up: less
+// error than one long sum, and an order that depends on K alone. Bound: FLOPs while a panel of B
+// stays in the cache; for few rows of B, the bytes of C; for few rows of C, the bytes of B, so
+// there panels are wide, which also hides the latency of the sums.
 //
 // Lost: torch's mm, whose bits depend on the number of threads; starting the sum at `add` instead
 // of adding it last, which rounds every term at the size of `add`.
@@ -15,6 +16,7 @@
 #include "core/simd.h"
 #include "core/window.h"
 #include "gemm/gemm.h"
+#include "gemm/pack_cpu.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -23,12 +25,12 @@ struct OuterProduct {
   using V = Vec<accumulate_t<T>>;
   static constexpr int kLane = kLanes<T>;
 #if defined(__AVX512F__)
-  static constexpr int kRows = 8, kVectors = 3;
+  static constexpr int kRows = 8, kVectors = 3, kWide = 8;
 #else
-  static constexpr int kRows = 4, kVectors = 3;
+  static constexpr int kRows = 4, kVectors = 3, kWide = 6;
 #endif
-  static constexpr int64_t kPanel = kVectors * kLane;
-  static constexpr int64_t kBlock = 64;
+  static constexpr int64_t kFewRows = 2;      // of C: panels of kWide vectors
+  static constexpr int64_t kSmall = 1 << 16;  // elements of a B that stays in the cache
 
   const ProductProblem& p;
   const T* a;
@@ -40,27 +42,25 @@ struct OuterProduct {
   // that would pass the end begins earlier, and stores only what no other vector does.
   template <int Rows, int Vectors>
   WEFT_INLINE void tile(int64_t row, int64_t column) const {
-    const T* at[Vectors];
+    const bool whole = column + Vectors * kLane <= p.n;
+    const int narrow_count = p.n < kLane ? static_cast<int>(p.n) : 0;
     int64_t first[Vectors];
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       const int64_t begin = column + v * kLane;
-      first[v] = begin + kLane <= p.n ? begin : (p.n >= kLane ? p.n - kLane : 0);
-      at[v] = b + first[v];
+      first[v] = whole || begin + kLane <= p.n ? begin : narrow_count ? 0 : p.n - kLane;
     }
-    const int narrow_count = p.n < kLane ? static_cast<int>(p.n) : 0;
-    V total[Rows][Vectors] = {};
-    for (int64_t block = 0; block < p.k; block += kBlock) {
-      const int64_t end = block + kBlock < p.k ? block + kBlock : p.k;
-      V sum[Rows][Vectors] = {};
+    const auto add_block = [&](int64_t begin, int64_t end,
+                               V(&sum)[Rows][Vectors]) __attribute__((always_inline)) {
       const auto walk = [&](auto load) __attribute__((always_inline)) {
-        for (int64_t k = block; k < end; ++k) {
+        for (int64_t k = begin; k < end; ++k) {
           V value[Vectors];
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) value[v] = load(at[v] + k * p.n);
+#pragma GCC unroll 8
+          for (int v = 0; v < Vectors; ++v) value[v] = load(b + first[v] + k * p.n);
 #pragma GCC unroll 8
           for (int r = 0; r < Rows; ++r) {
             const auto scale = widen(a[(row + r) * p.a_row + k * p.a_column]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) sum[r][v] += scale * value[v];
           }
         }
@@ -71,30 +71,36 @@ struct OuterProduct {
         walk([&](const T* address)
                  __attribute__((always_inline)) { return load_part(address, narrow_count); });
       }
+    };
+    V total[Rows][Vectors] = {};
+    add_block(0, p.k < kDepth ? p.k : kDepth, total);
+    for (int64_t begin = kDepth; begin < p.k; begin += kDepth) {
+      V sum[Rows][Vectors] = {};
+      add_block(begin, begin + kDepth < p.k ? begin + kDepth : p.k, sum);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < Vectors; ++v) total[r][v] += sum[r][v];
       }
     }
+    const int64_t corner = row * p.n + column;
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        const int64_t begin = column + v * kLane;
-        const int64_t count = p.n - begin < kLane ? p.n - begin : kLane;
-        const int64_t target = (row + r) * p.n;
-        if (count == kLane) {
-          V value = total[r][v];
-          if (add) value += load_vec(add + target + begin);
-          store_vec(c + target + begin, value);
+        const int64_t target = corner + r * p.n + v * kLane;
+        if (whole || column + (v + 1) * kLane <= p.n) {
+          store_vec(c + target, add ? total[r][v] + load_vec(add + target) : total[r][v]);
         } else {
-          finish_part(total[r][v], target, first[v], begin);
+          finish_part(total[r][v], (row + r) * p.n, first[v], column + v * kLane);
         }
       }
     }
   }
 
   // Stores columns [begin, p.n) of a vector whose first lane is column `first`.
-  WEFT_INLINE void finish_part(V value, int64_t target, int64_t first, int64_t begin) const {
+  __attribute__((noinline)) void finish_part(V value, int64_t target, int64_t first,
+                                             int64_t begin) const {
     accumulate_t<T> lanes[kLane];
     store_vec(lanes, value);
     for (int64_t column = begin; column < p.n; ++column) {
@@ -106,31 +112,47 @@ struct OuterProduct {
 
   template <int Vectors>
   void rows_of_panel(int64_t row, int64_t end, int64_t column) const {
-    for (; row + kRows <= end; row += kRows) tile<kRows, Vectors>(row, column);
-    for (; row < end; ++row) tile<1, Vectors>(row, column);
+    if constexpr (Vectors <= kVectors) {
+      for (; row + kRows <= end; row += kRows) tile<kRows, Vectors>(row, column);
+      for (; row + 4 <= end; row += 4) tile<4, Vectors>(row, column);
+    }
+    for (; row + 2 <= end; row += 2) tile<2, Vectors>(row, column);
+    if (row < end) tile<1, Vectors>(row, column);
   }
 
-  void panel(int64_t row, int64_t end, int64_t column) const {
-    const int64_t left = p.n - column;
-    if (left > 2 * kLane) return rows_of_panel<3>(row, end, column);
-    if (left > kLane) return rows_of_panel<2>(row, end, column);
-    rows_of_panel<1>(row, end, column);
+  template <int Vectors>
+  void panel_of(int vectors, int64_t row, int64_t end, int64_t column) const {
+    if constexpr (Vectors > 1) {
+      if (vectors < Vectors) return panel_of<Vectors - 1>(vectors, row, end, column);
+    }
+    rows_of_panel<Vectors>(row, end, column);
   }
 
-  // Threads take runs of (panel, group of rows), panels outermost: a panel of B is read by one
-  // thread for all its groups.
+  // Threads take runs of (panel, group of rows): where B is large, panels outermost, so that one
+  // thread reads a panel for all its groups; else groups, so that rows of C are written in one go.
+  // Panels are of nearly equal width.
   void run(const Context& context, int64_t grain) const {
     constexpr int64_t kGroup = 4 * kRows;
+    const bool few = p.m <= kFewRows;
+    const int64_t most = few ? kWide : kVectors;
+    const int64_t vectors = ceil_div(p.n, kLane), panels = ceil_div(vectors, most);
     const int64_t groups = ceil_div(p.m, kGroup);
-    const int64_t work = (p.m < kGroup ? p.m : kGroup) * kPanel * p.k + 1;
-    parallel_for(context, groups * ceil_div(p.n, kPanel), ceil_div(grain, work),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) {
-                     const int64_t row = i % groups * kGroup;
-                     const int64_t last = row + kGroup < p.m ? row + kGroup : p.m;
-                     panel(row, last, i / groups * kPanel);
-                   }
-                 });
+    const bool small = p.k * p.n <= kSmall;
+    const int64_t work = (p.m < kGroup ? p.m : kGroup) * most * kLane * p.k + 1;
+    parallel_for(context, groups * panels, ceil_div(grain, work), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = (small ? i / panels : i % groups) * kGroup;
+        const int64_t panel = small ? i % panels : i / groups;
+        const int64_t last = row + kGroup < p.m ? row + kGroup : p.m;
+        const int64_t from = vectors * panel / panels, to = vectors * (panel + 1) / panels;
+        const auto count = static_cast<int>(to - from);
+        if (few) {
+          panel_of<kWide>(count, row, last, from * kLane);
+        } else {
+          panel_of<kVectors>(count, row, last, from * kLane);
+        }
+      }
+    });
   }
 };
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "core/simd.h"
+#include "gemm/pack_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -21,7 +22,6 @@ constexpr int kTileAccumulators = 12;
 #endif
 template <int Vectors>
 constexpr int kTileRows = kTileAccumulators / Vectors;
-constexpr int64_t kDepth = 128;
 
 // out[r] (+)= sum over k of a[r][k] times the panel's row k; `out` has Vectors vectors a row.
 template <int Rows, int Vectors, class Acc>
@@ -92,24 +92,6 @@ template <class T>
 constexpr bool fewer_lanes_with_three(int64_t columns) {
   const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
   return (vectors + 2) / 3 * 3 < (vectors + 3) / 4 * 4;
-}
-
-// Column `column` of the panel is source[k * k_stride + j * stride], j = 0 ...; lanes beyond
-// `count` are zero. One call fills one vector of a panel of `Vectors`.
-template <class T>
-void pack_vector(const T* source, int64_t k_stride, int64_t stride, int64_t count, int64_t k,
-                 int vectors, accumulate_t<T>* panel) {
-  constexpr int64_t kLane = kLanes<T>;
-  constexpr int64_t kRun = 16;  // rows of the panel that stay in the cache while columns fill them
-  const int64_t step = vectors * kLane;
-  for (int64_t first = 0; first < k; first += kRun) {
-    const int64_t last = k - first < kRun ? k : first + kRun;
-    for (int64_t j = 0; j < kLane; ++j) {
-      for (int64_t i = first; i < last; ++i)
-        panel[i * step + j] =
-            j < count ? widen(source[i * k_stride + j * stride]) : accumulate_t<T>{0};
-    }
-  }
 }
 
 }  // namespace

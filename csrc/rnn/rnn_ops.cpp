@@ -1,4 +1,5 @@
 // Recurrent cell ops: check the arguments, complete them into a CellProblem, allocate, run.
+#include "rnn/rnn_ops.h"
 #include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn.h"
@@ -14,7 +15,6 @@ namespace weft {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kSums = 4;  // columns of the gates kept for backward
 
@@ -108,6 +108,8 @@ class Source {
 
 // ---- LSTM --------------------------------------------------------------------------------------
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h, const Tensor& c,
                                              const Tensor& w_ih, const Tensor& w_hh,
                                              const OptionalTensor& b_ih, const OptionalTensor& b_hh,
@@ -129,6 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
                     context_for(input));
   return {h_next, c_next, gates};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> lstm_cell_backward(const OptionalTensor& grad_h,
                                               const OptionalTensor& grad_c, const Tensor& gates,
@@ -176,6 +180,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_cell_double_backward(
 
 // ---- GRU ---------------------------------------------------------------------------------------
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h, const Tensor& w_ih,
                                     const Tensor& w_hh, const OptionalTensor& b_ih,
                                     const OptionalTensor& b_hh, bool keep_gates) {
@@ -193,6 +199,8 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h, const 
       context_for(input));
   return {h_next, gates};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_h, const Tensor& gates,
                                                      const Tensor& h) {
@@ -239,6 +247,8 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor
 
 // ---- Elman -------------------------------------------------------------------------------------
 
+}  // namespace
+
 Tensor rnn_cell(const Tensor& input, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
                 const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool relu) {
   const CellProblem p = problem_for(input, h, w_ih, w_hh, b_ih, b_hh, 1, "rnn_cell");
@@ -254,6 +264,8 @@ Tensor rnn_cell(const Tensor& input, const Tensor& h, const Tensor& w_ih, const 
       context_for(input));
   return h_next;
 }
+
+namespace {
 
 Tensor rnn_cell_backward(const Tensor& grad_h, const Tensor& h_next, bool relu) {
   const char* op = "rnn_cell_gradients";
@@ -311,6 +323,8 @@ Tensor column_sums(const Tensor& t) {
   return result;
 }
 
+}  // namespace
+
 std::vector<Tensor> lstm_cell_gradients(const OptionalTensor& grad_h, const OptionalTensor& grad_c,
                                         const Tensor& gates, const OptionalTensor& input,
                                         const OptionalTensor& h, const Tensor& c,
@@ -358,6 +372,8 @@ std::vector<Tensor> rnn_cell_gradients(const Tensor& grad_h, const Tensor& h_nex
   if (wanted[4]) result.push_back(column_sums(grad));
   return result;
 }
+
+namespace {
 
 void implement(torch::Library& m) {
   m.impl("lstm_cell", lstm_cell);

@@ -59,6 +59,14 @@ class Function:
         return cls._eager.apply(*args)
 
 
+def eagerly(function: Any, *args: Any) -> Any:
+    """What `function`, an eager path in C++ (csrc/eager.h), gives; None where it declines.
+
+    It spares a small op most of what a call costs. A compiler has to see an op instead.
+    """
+    return None if torch.compiler.is_compiling() else function(*args)
+
+
 def _inside_transform() -> bool:
     """True inside a `torch.func` transform, where `requires_grad` does not tell the whole story."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.autograd import Function, autocast_arguments, needs_grad
+from weft import _C
+from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
 
 _ops = torch.ops.weft
 _lstm_cell = _ops.lstm_cell.default
@@ -398,6 +399,9 @@ def lstm_cell(
     """
     if len(hx) != 2:
         raise RuntimeError(f"weft::lstm_cell: hx must be two states (h, c), got {len(hx)}")
+    found = eagerly(_C.lstm_cell, input, *hx, w_ih, w_hh, b_ih, b_hh)
+    if found is not None:
+        return found
     args = autocast_arguments(input, *hx, w_ih, w_hh, b_ih, b_hh)
     if needs_grad(*args):
         h_next, c_next, _ = LSTMCell.apply(*args)
@@ -430,6 +434,9 @@ def gru_cell(
     Raises:
         RuntimeError: for sizes, dtypes or devices that do not fit, as torch.
     """
+    found = eagerly(_C.gru_cell, input, hx, w_ih, w_hh, b_ih, b_hh)
+    if found is not None:
+        return found
     args = autocast_arguments(input, hx, w_ih, w_hh, b_ih, b_hh)
     if needs_grad(*args):
         return GRUCell.apply(*args)[0]
@@ -465,6 +472,10 @@ def rnn_cell(
         raise RuntimeError(
             f"weft::rnn_cell: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}"
         )
+    relu = nonlinearity == "relu"
+    found = eagerly(_C.rnn_cell, input, hx, w_ih, w_hh, b_ih, b_hh, relu)
+    if found is not None:
+        return found
     args = autocast_arguments(input, hx, w_ih, w_hh, b_ih, b_hh)
     function = RNNCell.apply if needs_grad(*args) else _rnn_cell
-    return function(*args, nonlinearity == "relu")
+    return function(*args, relu)

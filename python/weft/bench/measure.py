@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from weft import facts
 from weft.bench.rows import Direction, Row
@@ -205,10 +204,10 @@ class Problem:
         torch.manual_seed(20)
         native = row.native().to(device)
         self.modules = {"weft": row.weft(native), "native": native}
-        grad = direction == "fb"
+        grad = direction != "f"
         first = tuple(t.to(device).requires_grad_(grad) for t in row.inputs())
         with torch.no_grad():
-            outputs = tree_leaves(native(*row.arguments(first)))
+            outputs = row.outputs(native(*row.arguments(first)))
         gradients = tuple(torch.randn_like(t) for t in outputs) if grad else ()
         one = sum(t.nbytes for t in (*first, *gradients))
         wanted = 2 * facts.cache_bytes(device) // one + 1
@@ -233,14 +232,19 @@ class Problem:
             return forward
         parameters = tuple(module.parameters())
         wanted = [(*inputs, *parameters) for inputs in self._inputs]
-        gradients = self._gradients
+        gradients, outputs = self._gradients, self.row.outputs
 
         def forward_backward(i: int) -> Any:
-            outputs = module(*arguments[i % copies])
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            return torch.autograd.grad(outputs, wanted[i % copies], gradients[i % copies])
+            found = outputs(module(*arguments[i % copies]))
+            return torch.autograd.grad(found, wanted[i % copies], gradients[i % copies])
 
-        return forward_backward
+        def twice(i: int) -> Any:
+            found = outputs(module(*arguments[i % copies]))
+            inputs, gradient = wanted[i % copies], gradients[i % copies]
+            first = torch.autograd.grad(found, inputs, gradient, create_graph=True)
+            return torch.autograd.grad(first, inputs, [t.detach() for t in first])
+
+        return twice if self.direction == "fbb" else forward_backward
 
     def kept_bytes(self, library: str) -> int:
         """What autograd keeps for backward; 0 in direction "f"."""

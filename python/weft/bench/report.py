@@ -17,7 +17,7 @@ from rich.table import Table
 
 from weft import facts
 from weft.bench.measure import FULL, QUICK, Ceilings, measure
-from weft.bench.rows import DIRECTIONS, FAMILIES, rows
+from weft.bench.rows import FAMILIES, rows
 
 _WIDTH = 150
 
@@ -70,7 +70,7 @@ def run(families: Sequence[str], device: torch.device, full: bool) -> dict[str, 
         (row, direction)
         for family in families or FAMILIES
         for row in rows(family, device, full)
-        for direction in DIRECTIONS
+        for direction in row.directions
     ]
     ceilings = Ceilings(device)
     effort = FULL if full else QUICK
@@ -149,7 +149,7 @@ def show(report: dict[str, Any]) -> None:
             ratio if row["ratio"] >= 1 else f"[red]{ratio}[/red]",
             f"{row['fraction_of_ceiling']:.0%}",
             f"{byte_count(row['peak_bytes'])} / {byte_count(row['native_peak_bytes'])}",
-            kept if row["direction"] == "fb" else "",
+            kept if row["direction"] != "f" else "",
         )
     out.print(table)
     for line in summary(report["rows"]):

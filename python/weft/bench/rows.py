@@ -19,10 +19,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves
 
 import weft
 
-Direction = Literal["f", "fb"]
+Direction = Literal["f", "fb", "fbb"]
 DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
 
 _MEMORY_FORMAT = {
@@ -47,7 +49,11 @@ _CLASS = {
     "lstm_cell": torch.nn.LSTMCell,
     "gru_cell": torch.nn.GRUCell,
     "rnn_cell": torch.nn.RNNCell,
+    "lstm": torch.nn.LSTM,
+    "gru": torch.nn.GRU,
+    "rnn": torch.nn.RNN,
 }
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 class Cost(NamedTuple):
@@ -84,9 +90,18 @@ class Row(ABC):
     def inputs(self) -> tuple[Tensor, ...]:
         """One set of random inputs on the CPU; all of them are differentiated in direction "fb"."""
 
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """What is measured: "f" forward, "fb" with backward, "fbb" with backward of that."""
+        return DIRECTIONS
+
     def arguments(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """`inputs` as the module takes them."""
         return inputs
+
+    def outputs(self, result: Any) -> tuple[Tensor, ...]:
+        """Those results of the module that are differentiated."""
+        return tuple(tree_leaves(result))
 
     @abstractmethod
     def cost(self, direction: Direction) -> Cost:
@@ -286,7 +301,7 @@ class CellRow(Row):
 
     def cost(self, direction: Direction) -> Cost:
         state = self.batch * self.hidden
-        gates = {"lstm_cell": 4, "gru_cell": 3, "rnn_cell": 1}[self.op]
+        gates = _GATES[self.op.removesuffix("_cell")]
         weights = 2 * gates * self.hidden**2
         parameters = weights + 2 * gates * self.hidden
         inputs, outputs = (1 + self._states) * state, self._states * state
@@ -299,6 +314,89 @@ class CellRow(Row):
         return Cost(moved * self.dtype.itemsize, 3 * flops)
 
     def with_batch(self, batch: int) -> CellRow:
+        return replace(self, batch=batch)
+
+
+class Padded(torch.nn.Module):
+    """A layer on a batch of sequences of `lengths`, padded to ``[T, B, I]``."""
+
+    def __init__(self, layer: torch.nn.Module, lengths: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.lengths = lengths
+
+    def forward(self, input: Tensor) -> Any:
+        packed = pack_padded_sequence(input, self.lengths, enforce_sorted=False)
+        output, state = self.layer(packed)
+        return pad_packed_sequence(output, total_length=input.size(0))[0], state
+
+
+@dataclass(frozen=True)
+class LayerRow(Row):
+    """A recurrent layer over T steps of B rows; the input is as wide as the hidden state.
+
+    Where it is `padded`, rows end at different times, and half of all steps are padding.
+    """
+
+    family = "rnn"
+    steps: int
+    batch: int
+    hidden: int
+    layers: int = 1
+    padded: bool = False
+    twice: bool = False
+
+    @property
+    def shape(self) -> str:
+        text = f"T{self.steps} B{self.batch} H{self.hidden}"
+        text += f" x{self.layers}" if self.layers > 1 else ""
+        return text + (" half padded" if self.padded else "")
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        return (*DIRECTIONS, "fbb") if self.twice else DIRECTIONS
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B], of the padded rows: spread evenly, T / 2 in the mean."""
+        middles = (2 * torch.arange(self.batch) + 1) * self.steps
+        return (middles // (2 * self.batch)).clamp(min=1)
+
+    def native(self) -> torch.nn.Module:
+        layer = _CLASS[self.op](self.hidden, self.hidden, self.layers, dtype=self.dtype)
+        return Padded(layer, self.lengths) if self.padded else layer
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        if not isinstance(native, Padded):
+            return super().weft(native)
+        return Padded(super().weft(native.layer), native.lengths)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (_random((self.steps, self.batch, self.hidden), self.dtype, self.layout),)
+
+    def outputs(self, result: Any) -> tuple[Tensor, ...]:
+        return (result[0],)
+
+    def cost(self, direction: Direction) -> Cost:
+        gates = _GATES[self.op]
+        weights = self.layers * 2 * gates * self.hidden**2
+        parameters = weights + self.layers * 2 * gates * self.hidden
+        rows = int(self.lengths.sum()) if self.padded else self.steps * self.batch
+        inputs, outputs = rows * self.hidden, self.steps * self.batch * self.hidden
+        states = self.layers * self.batch * self.hidden * (2 if self.op == "lstm" else 1)
+        moved = inputs + parameters + outputs + states
+        flops = 2 * rows * weights
+        if direction == "f":
+            return Cost(moved * self.dtype.itemsize, flops)
+        # Reads the output's gradient, the input and the weights; writes the gradients.
+        backward = inputs + inputs + weights + inputs + parameters
+        moved += backward
+        if direction == "fb":
+            return Cost(moved * self.dtype.itemsize, 3 * flops)
+        # Each product of forward and backward is differentiated by both of its factors.
+        return Cost((moved + 2 * backward) * self.dtype.itemsize, 9 * flops)
+
+    def with_batch(self, batch: int) -> LayerRow:
         return replace(self, batch=batch)
 
 
@@ -404,15 +502,35 @@ _RNN: list[Row] = [
     CellRow("lstm_cell", _F32, "", True, 16, 128),
     CellRow("lstm_cell", _F32, "", True, 32, 512),
     CellRow("gru_cell", _F32, "", True, 64, 1024),
+    CellRow("lstm_cell", _BF16, "", False, 32, 512),
+    LayerRow("lstm", _F32, "", True, 100, 1, 128),
+    LayerRow("gru", _F32, "", False, 100, 1, 128),
+    LayerRow("rnn", _F32, "", False, 100, 1, 128),
+    LayerRow("gru", _F32, "", True, 100, 16, 128),
+    LayerRow("lstm", _F32, "", False, 100, 16, 128, twice=True),
+    LayerRow("lstm", _F32, "", True, 100, 32, 512),
+    LayerRow("lstm", _F32, "", False, 100, 32, 512, padded=True),
+    LayerRow("lstm", _BF16, "", False, 100, 32, 512),
+    LayerRow("gru", _F32, "", False, 100, 32, 512),
+    LayerRow("lstm", _F32, "", False, 35, 20, 650, 2),
+    LayerRow("gru", _F32, "", False, 35, 20, 650, 2),
+    LayerRow("lstm", _F32, "", False, 200, 64, 256),
+    LayerRow("gru", _F32, "", False, 200, 64, 256),
+    LayerRow("rnn", _F32, "", True, 200, 64, 256),
 ]
 
 # A GPU needs larger problems to be busy, and is asked for the dtypes that it is bought for.
 _CUDA_BATCH = {"pool": 256, "conv": 128}
-_CUDA_CELLS: list[Row] = [
+_CUDA_RNN: list[Row] = [
     CellRow(op, dtype, "", batch in (1, 64), batch, hidden)
     for op in ("lstm_cell", "gru_cell")
     for dtype in (_F32, _BF16)
     for batch, hidden in ((1, 64), (16, 256), (64, 512), (256, 1024))
+] + [
+    LayerRow(op, dtype, "", hidden == 512, steps, batch, hidden)
+    for op in ("lstm", "gru", "rnn")
+    for dtype in (_F32, _BF16)
+    for steps, batch, hidden in ((128, 64, 256), (256, 32, 512), (1024, 16, 768), (128, 64, 1024))
 ]
 
 FAMILIES: dict[str, list[Row]] = {"pool": _POOL, "conv": _CONV, "rnn": _RNN}
@@ -423,7 +541,7 @@ def rows(family: str, device: torch.device, full: bool = True) -> list[Row]:
     chosen = FAMILIES[family]
     if device.type == "cuda":
         if family == "rnn":
-            chosen = _CUDA_CELLS
+            chosen = _CUDA_RNN
         else:
             batch = _CUDA_BATCH[family]
             chosen = [row.with_batch(batch) for row in chosen if row.dtype != _F64]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,15 @@ from weft import rnn
 def _check_rank(cell: str, name: str, value: Tensor) -> None:
     if value.dim() not in (1, 2):
         raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {value.dim()}D instead")
+
+
+def _parameters(cell: torch.nn.RNNCellBase) -> tuple[Tensor, ...]:
+    """(w_ih, w_hh, b_ih, b_hh); four attributes of a module cost as much as a small step."""
+    own: Any = cell._parameters
+    try:
+        return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+    except KeyError:  # parametrized
+        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
 
 
 class LSTMCell(torch.nn.LSTMCell):
@@ -31,7 +42,7 @@ class LSTMCell(torch.nn.LSTMCell):
                 _check_rank("LSTMCell", f"hx[{index}]", state)
             if not batched:
                 hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = rnn.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h, c = rnn.lstm_cell(input, hx, *_parameters(self))
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
 
@@ -49,7 +60,7 @@ class GRUCell(torch.nn.GRUCell):
             _check_rank("GRUCell", "hidden", hx)
             if not batched:
                 hx = hx.unsqueeze(0)
-        h = rnn.gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h = rnn.gru_cell(input, hx, *_parameters(self))
         return h if batched else h.squeeze(0)
 
 
@@ -67,13 +78,5 @@ class RNNCell(torch.nn.RNNCell):
             _check_rank("RNNCell", "hidden", hx)
             if not batched:
                 hx = hx.unsqueeze(0)
-        h = rnn.rnn_cell(
-            input,
-            hx,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.nonlinearity,
-        )
+        h = rnn.rnn_cell(input, hx, *_parameters(self), self.nonlinearity)
         return h if batched else h.squeeze(0)

@@ -1,0 +1,86 @@
+// Copies of a matrix in the order in which packed_cpu.h reads it, a vector at a time.
+#pragma once
+
+#include <utility>
+
+#include "core/simd.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+// Terms of a sum that are added up before they are added to the terms before them: the same in
+// every product over rows of B, so that all give the same bits.
+constexpr int64_t kDepth = 128;
+
+// Lane j of the result: of the segments of `Size` lanes, first those of `a` and `b` at even places
+// (Odd = 0) or those at odd places, in turn.
+template <int Size, int Odd, class V, int... Lane>
+WEFT_INLINE V blend_segments(V a, V b, std::integer_sequence<int, Lane...>) {
+  constexpr int kLane = sizeof...(Lane);
+  return __builtin_shufflevector(
+      a, b, ((Lane & Size ? kLane : 0) + (Lane & ~Size) + (Odd ? Size : 0))...);
+}
+
+// Lane j of rows[i] and lane i of rows[j] change places.
+template <int Size = 1, class V, int L>
+WEFT_INLINE void transpose(V (&rows)[L]) {
+  if constexpr (Size < L) {
+    using Lanes = std::make_integer_sequence<int, L>;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (i & Size) continue;
+      const V a = rows[i], b = rows[i + Size];
+      rows[i] = blend_segments<Size, 0>(a, b, Lanes{});
+      rows[i + Size] = blend_segments<Size, 1>(a, b, Lanes{});
+    }
+    transpose<Size * 2>(rows);
+  }
+}
+
+// out[i * step + j] = source[j * stride + i] for i < length and one vector of lanes j; zero where
+// j >= count.
+template <class T>
+void copy_transposed(const T* source, int64_t stride, int64_t count, int64_t length,
+                     accumulate_t<T>* out, int64_t step) {
+  constexpr int kLane = kLanes<T>;
+  for (int64_t first = 0; first < length; first += kLane) {
+    const auto left = static_cast<int>(length - first < kLane ? length - first : kLane);
+    Vec<accumulate_t<T>> rows[kLane];
+#pragma GCC unroll 16
+    for (int j = 0; j < kLane; ++j) {
+      const T* at = source + j * stride + first;
+      rows[j] = j >= count      ? Vec<accumulate_t<T>>{}
+                : left == kLane ? load_vec(at)
+                                : load_part(at, left);
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLane; ++i)
+      if (i < left) store_vec(out + (first + i) * step, rows[i]);
+  }
+}
+
+// Lane j of the panel's row i is source[i * k_stride + j * stride], i < k; zero where j >= count.
+// One call fills one vector of each row of a panel of `vectors`.
+template <class T>
+void pack_vector(const T* source, int64_t k_stride, int64_t stride, int64_t count, int64_t k,
+                 int vectors, accumulate_t<T>* panel) {
+  constexpr int64_t kLane = kLanes<T>;
+  const int64_t step = vectors * kLane;
+  if (k_stride == 1) return copy_transposed(source, stride, count, k, panel, step);
+  if (stride == 1) {
+    const auto lanes = static_cast<int>(count < kLane ? count : kLane);
+    for (int64_t i = 0; i < k; ++i)
+      store_vec(panel + i * step, lanes == kLane ? load_vec(source + i * k_stride)
+                                  : lanes > 0    ? load_part(source + i * k_stride, lanes)
+                                                 : Vec<accumulate_t<T>>{});
+    return;
+  }
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < kLane; ++j)
+      panel[i * step + j] =
+          j < count ? widen(source[i * k_stride + j * stride]) : accumulate_t<T>{0};
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

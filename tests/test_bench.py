@@ -19,6 +19,7 @@ from weft.bench import report
 from weft.bench import rows as row_data
 from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
 from weft.bench.rows import CellRow, ConvRow, Cost, PoolRow, rows
+from weft.bench.unlisted import GENERATORS, unlisted
 
 CPU = torch.device("cpu")
 BRIEF = Effort(seconds=0.0, least=3, most=3)
@@ -70,6 +71,29 @@ def test_rows_cost_what_their_tensors_hold(family: str) -> None:
     outputs = torch.utils._pytree.tree_leaves(native(*row.arguments(inputs)))
     held = sum(t.nbytes for t in (*inputs, *native.parameters(), *outputs))
     assert row.cost("f").bytes == held
+
+
+def test_random_problems_come_from_the_seed() -> None:
+    for family in GENERATORS:
+        problems = unlisted(family, 40, seed=3)
+        assert problems == unlisted(family, 40, seed=3)
+        assert problems != unlisted(family, 40, seed=4)
+        assert len({row.op for row in problems}) > 5
+        for row in problems:
+            assert row.family == family
+            assert 0 < row.cost("f").bytes < row.cost("fb").bytes < 2.5e8
+    with pytest.raises(ValueError, match="no random problems"):
+        unlisted("sorting", 1, seed=0)
+
+
+def test_random_problems_are_measured() -> None:
+    row = next(row for row in unlisted("pool", 100, seed=0) if row.cost("f").bytes < 3e5)
+    ceilings = Ceilings(CPU)
+    ceilings._bytes_per_second, ceilings._flops_per_second[row.dtype] = 1e9, 1e10
+    for direction in row_data.DIRECTIONS:
+        measured = measure(row, direction, CPU, ceilings, BRIEF)
+        assert measured.keys() >= REQUIRED_KEYS
+        assert measured["ratio"] > 0
 
 
 def test_pool_cost_by_hand() -> None:

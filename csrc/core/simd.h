@@ -9,8 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -141,6 +142,75 @@ WEFT_INLINE void store_part(T* address, V value, int count) {
   T buffer[kLanes<T>];
   store_vec(buffer, value);
   memcpy(static_cast<void*>(address), buffer, count * sizeof(T));
+}
+
+// ---- order of lanes
+// ------------------------------------------------------------------------------
+
+namespace detail {
+
+template <class V, int... I>
+WEFT_INLINE V evens(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <class V, int... I>
+WEFT_INLINE V odds(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+template <int kFirst, class V, int... I>
+WEFT_INLINE V interleaved(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int kCount = sizeof...(I);
+  return __builtin_shufflevector(a, b, ((kFirst + I) / 2 + (kFirst + I) % 2 * kCount)...);
+}
+
+template <class V>
+using lane_indices = std::make_integer_sequence<int, sizeof(V) / sizeof(V{}[0])>;
+
+}  // namespace detail
+
+// Even elements of the pair (a, b).
+template <class V>
+WEFT_INLINE V evens(V a, V b) {
+  return detail::evens(a, b, detail::lane_indices<V>{});
+}
+template <class V>
+WEFT_INLINE void deinterleave(V a, V b, V& even, V& odd) {
+  even = detail::evens(a, b, detail::lane_indices<V>{});
+  odd = detail::odds(a, b, detail::lane_indices<V>{});
+}
+// The inverse: low and high halves of a0 b0 a1 b1 ...
+template <class V>
+WEFT_INLINE void interleave(V a, V b, V& low, V& high) {
+  low = detail::interleaved<0>(a, b, detail::lane_indices<V>{});
+  high = detail::interleaved<sizeof(V) / sizeof(a[0])>(a, b, detail::lane_indices<V>{});
+}
+
+// ---- past the cache
+// ------------------------------------------------------------------------------
+
+// Copies `bytes`, a multiple of a vector, to an address aligned to a vector, without reading what
+// is there and without keeping it in the cache. `stream_fence` must follow before others read it.
+WEFT_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kVectorBytes) {
+    auto* target = static_cast<char*>(to) + i;
+    const auto* source = static_cast<const char*>(from) + i;
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#elif defined(__SSE2__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(target),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#else
+    memcpy(target, source, kVectorBytes);
+#endif
+  }
+}
+WEFT_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace weft::WEFT_TARGET

@@ -40,27 +40,23 @@ struct PoolProblem {
   constexpr int place_bytes() const { return window_elements() <= 256 ? 1 : 4; }
 };
 
+// The elements of the average windows at `output` on one axis; the divisor is their product.
+WEFT_HD int64_t pool_count(const PoolProblem& p, int axis, int64_t output) {
+  const PoolWindow& window = p.window[axis];
+  if (window.adaptive()) return places_inside(window, output, p.in[axis]).end;
+  int64_t begin = window.first_input(output);
+  int64_t end = begin + window.size;
+  // With ceil_mode a window may run past the padding; that part never counts.
+  const int64_t limit = p.in[axis] + (p.count_include_pad ? window.padding : 0);
+  if (end > limit) end = limit;
+  if (!p.count_include_pad && begin < 0) begin = 0;
+  return end - begin;
+}
+
 // The average window's divisor, for the output at (d, h, w).
 WEFT_HD int64_t pool_divisor(const PoolProblem& p, int64_t d, int64_t h, int64_t w) {
   if (p.divisor != 0) return p.divisor;
-  const int64_t at[3] = {d, h, w};
-  int64_t count = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    const PoolWindow& window = p.window[axis];
-    if (window.adaptive()) {
-      count *= places_inside(window, at[axis], p.in[axis]).end;
-      continue;
-    }
-    const int64_t first = window.first_input(at[axis]);
-    int64_t begin = first;
-    int64_t end = first + window.size;
-    // With ceil_mode a window may run past the padding; that part never counts.
-    const int64_t limit = p.in[axis] + (p.count_include_pad ? window.padding : 0);
-    if (end > limit) end = limit;
-    if (!p.count_include_pad && begin < 0) begin = 0;
-    count *= end - begin;
-  }
-  return count;
+  return pool_count(p, 0, d) * pool_count(p, 1, h) * pool_count(p, 2, w);
 }
 
 // Pointers are to elements of `dtype`; places to 1- or 4-byte unsigned integers.

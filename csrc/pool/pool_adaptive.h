@@ -5,7 +5,7 @@
 //
 //   channels-last: the positions of one window are reduced channel by channel;
 //   contiguous: the window's rows are reduced column by column, whole rows at a time, and the
-//     columns of each window then one by one; a window of k rows makes 1/k of the work scalar;
+//     columns of each window then by vectors where it is as wide as one;
 //   contiguous, one output in a row (global pooling): the rows of the window are reduced into a few
 //     vectors, whatever their length, and those at the end.
 //
@@ -19,6 +19,7 @@
 #include <limits>
 
 #include "core/parallel.h"
+#include "pool/pool_planes.h"
 #include "pool/pool_rows.h"
 
 namespace weft::WEFT_TARGET {
@@ -187,24 +188,34 @@ struct Best {
   }
 };
 
-// The maximum of `count` columns whose places ascend by one from column to column.
+// The maximum of `count` columns whose places ascend by one from column to column. Whole vectors of
+// both arrays exist.
 template <class A, class I>
 WEFT_INLINE Best<A> best_column(const A* value, const I* place, int64_t count) {
-  A best = value[0];
+  using Op = MaxOf<A>;
+  A lanes[kLanes<A>];
+  store_vec(lanes, reduce_run<Op>(value, count, round_up(count, kLanes<A>)));
+  A best = lanes[0];
+  for (int l = 1; l < kLanes<A>; ++l) best = best >= lanes[l] ? best : lanes[l];
   bool nan = false;
-  for (int64_t k = 0; k < count; ++k) {
-    best = value[k] > best ? value[k] : best;
-    nan |= value[k] != value[k];
+  for (int l = 0; l < kLanes<A>; ++l) nan |= lanes[l] != lanes[l];
+  if (nan) {
+    Best<A> result;
+    for (int64_t k = 0; k < count; ++k) result.take(value[k], place[k] + k);
+    return result;
   }
-  I first = std::numeric_limits<I>::max();
-  for (int64_t k = 0; k < count; ++k) {
-    const I mine = place[k] + static_cast<I>(k);
-    first = (value[k] == best && mine < first) ? mine : first;
+  constexpr I kNone = std::numeric_limits<I>::max();
+  Vec<I> first = broadcast<Vec<I>>(kNone);
+  Vec<I> lane;
+  for (int l = 0; l < kLanes<A>; ++l) lane[l] = l;
+  for (int64_t k = 0; k < count; k += kLanes<A>) {
+    const auto mine = load_lanes(place + k) + lane + static_cast<I>(k);
+    const auto equal = (load_lanes(value + k) == best) & lanes_before<A>(count - k);
+    first = equal & (mine < first) ? mine : first;
   }
-  if (!nan) return {best, first};
-  Best<A> result;
-  for (int64_t k = 0; k < count; ++k) result.take(value[k], place[k] + k);
-  return result;
+  I least = first[0];
+  for (int l = 1; l < kLanes<A>; ++l) least = first[l] < least ? first[l] : least;
+  return {best, least};
 }
 
 // The windows on one axis, since finding them takes divisions.
@@ -282,12 +293,6 @@ WEFT_INLINE void store_place_row(Place* row, int64_t j, int64_t n, Vec<I> place)
   memcpy(row + j, &places, (n - j < kCount ? n - j : kCount) * sizeof(Place));
 }
 
-template <class T>
-WEFT_INLINE void store_lanes(T* row, int64_t j, int64_t n, Vec<accumulate_t<T>> value) {
-  if (j + kLanes<T> <= n) return store_vec(row + j, value);
-  store_part(row + j, value, static_cast<int>(n - j));
-}
-
 // Output rows [begin, end) of [outer, D, H]; `places` may be null.
 template <class T, class Place>
 void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, int64_t begin,
@@ -296,7 +301,7 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
   using I = lane_int<A>;
   const int64_t n = p.out[2] * p.inner;
   BoxReader<T> boxes(p, x);
-  const int64_t columns = round_up(p.in[2], kLanes<T>);
+  const int64_t columns = round_up(p.in[2], kLanes<T>) + kLanes<T>;
   Scratch<A> best(columns);
   Scratch<I> place(columns);
   for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
@@ -313,7 +318,7 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
         const int64_t at = ow * p.inner;
         reduce_sources<MaxState<T>>(
             boxes.positions, p.inner, [&](int64_t j, const MaxState<T>& state) {
-              store_lanes(out + at, j, p.inner, state.best);
+              store_row<SumOf<T>>(out + at, j, p.inner, state.best);
               if (out_places != nullptr)
                 store_place_row<Place, I>(out_places + at, j, p.inner, state.place);
             });
@@ -348,7 +353,7 @@ template <class T>
 void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   BoxReader<T> boxes(p, x);
-  Scratch<A> sum(round_up(p.in[2], kLanes<T>));
+  Scratch<A> sum(round_up(p.in[2], kLanes<T>) + kLanes<T>);
   for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
     boxes.select_rows(outer, od, oh);
     const int64_t height = boxes.rows.count;
@@ -359,7 +364,7 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
         const auto divisor = broadcast<Vec<A>>(static_cast<A>(boxes.positions.count));
         reduce_sources<SumState<T>>(
             boxes.positions, p.inner, [&](int64_t j, const SumState<T>& state) {
-              store_lanes(out + ow * p.inner, j, p.inner, state.total() / divisor);
+              store_row<SumOf<T>>(out + ow * p.inner, j, p.inner, state.total() / divisor);
             });
       }
     } else if (p.out[2] == 1) {
@@ -376,7 +381,11 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
         const A* column = sum.data() + boxes.width.first[ow];
         const int64_t width = boxes.width.size[ow];
         A total = 0;
-        for (int64_t k = 0; k < width; ++k) total += column[k];
+        if (width < kLanes<A>) {
+          for (int64_t k = 0; k < width; ++k) total += column[k];
+        } else {
+          total = sum_of_lanes<A>(reduce_run<SumOf<A>>(column, width, round_up(width, kLanes<A>)));
+        }
         out[ow] = narrow<T>(total / static_cast<A>(height * width));
       }
     }
@@ -431,7 +440,8 @@ void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t be
           for (int64_t c = 0; c < inner; ++c) window[w * inner + c] += value[c];
       }
     }
-    for (int64_t j = 0; j < n; j += kLanes<T>) store_lanes(out, j, n, load_vec(spread.data() + j));
+    for (int64_t j = 0; j < n; j += kLanes<T>)
+      store_row<SumOf<T>>(out, j, n, load_vec(spread.data() + j));
   });
 }
 

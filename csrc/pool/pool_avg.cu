@@ -11,7 +11,7 @@
 // Backward divides what it reads where divisors differ, else the sum, once.
 #include "pool/pool_cuda.h"
 #include "pool/pool_passes.h"
-#include "pool/pool_reduce.h"
+#include "pool/pool_reduce_cuda.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -154,8 +154,7 @@ WEFT_GLOBAL WEFT_HOT void avg_pool_tile(TileWalk walk, BoxLayout layout, const T
     work.template sum_planes<1>(tile);
 }
 
-// ---- long windows
-// --------------------------------------------------------------------------------
+// ---- long windows -------------------------------------------------------------------------------
 
 // Contiguous maps: a block an output.
 template <class T>
@@ -207,8 +206,7 @@ WEFT_GLOBAL WEFT_HOT void avg_pool_reduce_channels(PoolProblem p, int run, const
   store_values(y + r.target, results);
 }
 
-// ---- windows with gaps, or too large for shared memory
-// -------------------------------------------
+// ---- windows with gaps, or too large for shared memory ------------------------------------------
 
 template <class T>
 WEFT_GLOBAL void avg_pool_walk(PoolProblem p, const T* x, T* y) {

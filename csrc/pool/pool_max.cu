@@ -9,7 +9,7 @@
 
 #include "pool/pool_cuda.h"
 #include "pool/pool_passes.h"
-#include "pool/pool_reduce.h"
+#include "pool/pool_reduce_cuda.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -164,8 +164,7 @@ WEFT_GLOBAL WEFT_HOT void max_pool_tile(TileWalk walk, BoxLayout layout, const T
     work.template max_planes<1>(y + start, kept);
 }
 
-// ---- long windows
-// --------------------------------------------------------------------------------
+// ---- long windows -------------------------------------------------------------------------------
 
 // Contiguous maps: a block an output.
 template <class T, class Place, bool kKeep>
@@ -244,8 +243,7 @@ WEFT_GLOBAL WEFT_HOT void max_pool_reduce_channels(PoolProblem p, int run, const
   if constexpr (kKeep) store_values(places + r.target, kept);
 }
 
-// ---- windows with gaps, or too large for shared memory
-// -------------------------------------------
+// ---- windows with gaps, or too large for shared memory ------------------------------------------
 
 template <class T, class Place, bool kKeep>
 WEFT_GLOBAL void max_pool_walk(PoolProblem p, const T* x, T* y, Place* places) {

@@ -112,8 +112,7 @@ WEFT_GLOBAL WEFT_HOT void max_pool_backward_tile(TileWalk walk, BoxLayout layout
     work.template gather<1>(tile);
 }
 
-// ---- windows with gaps, or too large for shared memory
-// -------------------------------------------
+// ---- windows with gaps, or too large for shared memory ------------------------------------------
 
 template <class T, class Place>
 WEFT_GLOBAL void max_pool_backward_walk(PoolProblem p, const T* gy, const Place* places, T* gx) {
@@ -138,8 +137,7 @@ WEFT_GLOBAL void max_pool_backward_walk(PoolProblem p, const T* gy, const Place*
   store(gx + index, narrow<T>(sum));
 }
 
-// ---- values and indices at the places
-// ------------------------------------------------------------
+// ---- values and indices at the places -----------------------------------------------------------
 
 // Where the window of output `e` has its maximum, as (d, h, w) of the input. False for a dilated
 // window that meets no input at all.

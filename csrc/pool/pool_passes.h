@@ -36,8 +36,7 @@ WEFT_DEVICE int middle_elements(const TileWalk& walk) {
   return walk.tile[0] * walk.box[0] * walk.box[1] * walk.tile[3] * walk.tile[4];
 }
 
-// ---- the last pass: the tile's own elements
-// ------------------------------------------------------
+// ---- the last pass: the tile's own elements -----------------------------------------------------
 
 // One or `target_w * target_c` neighbouring elements of [outer, d, h, w, c].
 struct TileElement {

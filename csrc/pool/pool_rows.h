@@ -1,8 +1,8 @@
-// The window walk on CPU as two passes over rows.
+// Maximum pooling with places on CPU as two passes over rows, and the backward that gathers.
 //
 // A row is [W, inner], contiguous in both layouts. The first pass reduces a row over the window's
-// W axis, the second reduces such results over the window's D and H axes. Both are the same loop,
-// out[j] = reduce_k source_k[j], with unit stride in every source:
+// W axis, the second reduces such results over the window's D and H axes: the order of the window,
+// which decides between equal values. Sources have unit stride:
 //
 //   a row is first split into `stride` phases, phase q holding the padded positions i*stride + q,
 //   so that window place s of output i lies in phase (s*dilation) % stride at
@@ -15,9 +15,8 @@
 
 #include <type_traits>
 
-#include "core/scratch.h"
-#include "core/simd.h"
 #include "pool/pool.h"
+#include "pool/pool_reduce.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -25,51 +24,6 @@ namespace {
 // The integer that has as many lanes in a vector as the accumulation type of T.
 template <class T>
 using lane_int = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
-
-constexpr int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
-
-// Even and odd elements of the pair (a, b).
-template <class V>
-WEFT_INLINE void deinterleave(V a, V b, V& even, V& odd) {
-  constexpr int kCount = sizeof(V) / sizeof(a[0]);
-  if constexpr (kCount == 2) {
-    even = __builtin_shufflevector(a, b, 0, 2);
-    odd = __builtin_shufflevector(a, b, 1, 3);
-  } else if constexpr (kCount == 4) {
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6);
-    odd = __builtin_shufflevector(a, b, 1, 3, 5, 7);
-  } else if constexpr (kCount == 8) {
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-    odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-  } else {
-    static_assert(kCount == 16);
-    even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  }
-}
-
-// The inverse: low and high halves of a0 b0 a1 b1 ...
-template <class V>
-WEFT_INLINE void interleave(V a, V b, V& low, V& high) {
-  constexpr int kCount = sizeof(V) / sizeof(a[0]);
-  if constexpr (kCount == 2) {
-    low = __builtin_shufflevector(a, b, 0, 2);
-    high = __builtin_shufflevector(a, b, 1, 3);
-  } else if constexpr (kCount == 4) {
-    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  } else if constexpr (kCount == 8) {
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-  } else {
-    static_assert(kCount == 16);
-    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high =
-        __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  }
-}
 
 template <class T>
 WEFT_INLINE void widen_row(const T* row, int64_t count, accumulate_t<T>* out) {
@@ -190,5 +144,28 @@ struct WindowRows {
   }
 };
 
+// Walks output rows [begin, end) of [outer, D, H]. For each one `first_pass(x_row, slot)` has run
+// on every row of its windows, then second_pass(output row index, od, oh, rows) runs.
+template <class T, class First, class Second>
+WEFT_INLINE void walk_rows(const PoolProblem& p, const T* x, int64_t begin, int64_t end,
+                           const First& first_pass, const Second& second_pass) {
+  WindowRows rows(p);
+  const int64_t row_elements = p.in[2] * p.inner;
+  Scratch<int64_t> held(WindowRows::ring_rows(p));  // which input row each slot holds
+  fill(held.data(), WindowRows::ring_rows(p), int64_t{-1});
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t oh = index % p.out[1];
+    const int64_t od = index / p.out[1] % p.out[0];
+    const int64_t outer = index / (p.out[1] * p.out[0]);
+    rows.select(p, od, oh);
+    for (int64_t k = 0; k < rows.count; ++k) {
+      const int64_t row = outer * p.in[0] * p.in[1] + rows.row[k];
+      if (held[rows.slot[k]] == row) continue;
+      first_pass(x + row * row_elements, rows.slot[k]);
+      held[rows.slot[k]] = row;
+    }
+    second_pass(index, od, oh, rows);
+  }
+}
 }  // namespace
 }  // namespace weft::WEFT_TARGET

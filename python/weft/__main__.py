@@ -14,6 +14,7 @@ from rich.table import Table
 from weft import _C, facts
 from weft.bench import report
 from weft.bench.rows import FAMILIES
+from weft.bench.unlisted import GENERATORS
 
 
 def _info() -> int:
@@ -64,7 +65,9 @@ def _bench(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise SystemExit(f"weft bench: cannot write {path}: {error.strerror}") from None
     families = [arguments.family] if arguments.family else []
-    result = report.run(families, device, arguments.full)
+    if arguments.unlisted and not set(families) <= set(GENERATORS):
+        raise SystemExit(f"weft bench: no random problems of family {arguments.family}")
+    result = report.run(families, device, arguments.full, arguments.unlisted, arguments.seed)
     report.show(result)
     if arguments.json:
         report.write_json(result, arguments.json)
@@ -85,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg)")
     bench.add_argument("--full", action="store_true", help="all published rows, more repetitions")
+    bench.add_argument(
+        "--unlisted", type=int, default=0, metavar="COUNT", help="random problems instead of rows"
+    )
+    bench.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
     bench.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: cuda where weft runs on it"
     )

@@ -18,6 +18,7 @@ from rich.table import Table
 from weft import facts
 from weft.bench.measure import FULL, QUICK, Ceilings, measure
 from weft.bench.rows import FAMILIES, rows
+from weft.bench.unlisted import GENERATORS, unlisted
 
 _WIDTH = 150
 
@@ -59,19 +60,24 @@ def byte_count(value: float) -> str:
     return _scaled(value, [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")])
 
 
-def run(families: Sequence[str], device: torch.device, full: bool) -> dict[str, Any]:
+def run(
+    families: Sequence[str], device: torch.device, full: bool, random: int = 0, seed: int = 0
+) -> dict[str, Any]:
     """Measures the rows of `families` with a progress bar; returns the report as it stands in JSON.
 
     Args:
         families: of `FAMILIES`; empty means all.
         full: all published rows with more repetitions; else the quick ones.
+        random: measure instead this many random problems of each family that has a generator.
+        seed: of the random problems.
     """
-    tasks = [
-        (row, direction)
-        for family in families or FAMILIES
-        for row in rows(family, device, full)
-        for direction in row.directions
-    ]
+    if random:
+        chosen = [
+            row for family in families or GENERATORS for row in unlisted(family, random, seed)
+        ]
+    else:
+        chosen = [row for family in families or FAMILIES for row in rows(family, device, full)]
+    tasks = [(row, direction) for row in chosen for direction in row.directions]
     ceilings = Ceilings(device)
     effort = FULL if full else QUICK
     measured = []
@@ -87,6 +93,7 @@ def run(families: Sequence[str], device: torch.device, full: bool) -> dict[str, 
         "date": started.isoformat(timespec="seconds"),
         "seconds": (datetime.now(UTC) - started).total_seconds(),
         "full": full,
+        **({"unlisted": random, "seed": seed} if random else {}),
         "machine": facts.machine(),
         "versions": facts.versions(),
         "threads": torch.get_num_threads(),

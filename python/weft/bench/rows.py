@@ -32,6 +32,7 @@ _MEMORY_FORMAT = {
     "NCHW": torch.contiguous_format,
     "NHWC": torch.channels_last,
     "NCDHW": torch.contiguous_format,
+    "NDHWC": torch.channels_last_3d,
 }
 _CLASS = {
     "max_pool1d": torch.nn.MaxPool1d,
@@ -128,7 +129,7 @@ class Row(ABC):
         return " ".join(part for part in (self.op, self.shape, dtype, self.layout) if part)
 
 
-def _pool_cost(
+def pool_cost(
     op: str, inputs: int, outputs: int, window: int, itemsize: int, direction: Direction
 ) -> Cost:
     """Of `inputs` and `outputs` elements and windows of `window` elements."""
@@ -162,14 +163,14 @@ class PoolRow(Row):
         return _CLASS[self.op](self.window, self.stride, self.padding)
 
     def inputs(self) -> tuple[Tensor, ...]:
-        return (_random(self.size, self.dtype, self.layout),)
+        return (random_tensor(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
         planes, spatial = math.prod(self.size[:2]), self.size[2:]
         extents = [_output_extent(e, self.window, self.stride, self.padding) for e in spatial]
         outputs = planes * math.prod(extents)
         window = self.window ** len(spatial)
-        return _pool_cost(
+        return pool_cost(
             self.op, math.prod(self.size), outputs, window, self.dtype.itemsize, direction
         )
 
@@ -193,13 +194,13 @@ class AdaptivePoolRow(Row):
         return _CLASS[self.op](self.output)
 
     def inputs(self) -> tuple[Tensor, ...]:
-        return (_random(self.size, self.dtype, self.layout),)
+        return (random_tensor(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
         n, c, h, w = self.size
         outputs = n * c * self.output**2
         window = (h // self.output) * (w // self.output)
-        return _pool_cost(self.op, n * c * h * w, outputs, window, self.dtype.itemsize, direction)
+        return pool_cost(self.op, n * c * h * w, outputs, window, self.dtype.itemsize, direction)
 
     def with_batch(self, batch: int) -> AdaptivePoolRow:
         return replace(self, size=(batch, *self.size[1:]))
@@ -243,7 +244,7 @@ class ConvRow(Row):
         return module.to(memory_format=_MEMORY_FORMAT[self.layout])
 
     def inputs(self) -> tuple[Tensor, ...]:
-        return (_random(self.size, self.dtype, self.layout),)
+        return (random_tensor(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
         n, c, *extents = self.size
@@ -293,7 +294,7 @@ class CellRow(Row):
 
     def inputs(self) -> tuple[Tensor, ...]:
         size = (self.batch, self.hidden)
-        return tuple(_random(size, self.dtype, self.layout) for _ in range(1 + self._states))
+        return tuple(random_tensor(size, self.dtype, self.layout) for _ in range(1 + self._states))
 
     def arguments(self, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         x, *state = inputs
@@ -372,7 +373,7 @@ class LayerRow(Row):
         return Padded(super().weft(native.layer), native.lengths)
 
     def inputs(self) -> tuple[Tensor, ...]:
-        return (_random((self.steps, self.batch, self.hidden), self.dtype, self.layout),)
+        return (random_tensor((self.steps, self.batch, self.hidden), self.dtype, self.layout),)
 
     def outputs(self, result: Any) -> tuple[Tensor, ...]:
         return (result[0],)
@@ -400,7 +401,8 @@ class LayerRow(Row):
         return replace(self, batch=batch)
 
 
-def _random(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
+def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
+    """Normal values on the CPU; a layout of "" leaves the strides as they come."""
     tensor = torch.randn(size, dtype=torch.float32).to(dtype)
     return tensor.contiguous(memory_format=_MEMORY_FORMAT[layout]) if layout else tensor
 

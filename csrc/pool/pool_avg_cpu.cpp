@@ -1,0 +1,61 @@
+// Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h), and adaptive
+// (pool_adaptive.h). Threads own runs of rows of what they write. Bound: bytes, in + out.
+#include "pool/pool_adaptive.h"
+#include "pool/pool_cpu.h"
+#include "pool/pool_gradients.h"
+#include "pool/pool_planes.h"
+#include "pool/pool_values.h"
+
+namespace weft::WEFT_TARGET {
+
+void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
+  const int64_t elements = p.in_elements() + p.out_elements();
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* input = static_cast<const T*>(x);
+    auto* output = static_cast<T*>(y);
+    switch (pool_values_path(p)) {
+      case PoolPath::boxes: {
+        const int64_t rows = p.outer * p.out[0] * p.out[1];
+        return parallel_for(
+            context, rows, pool_grain(rows, elements),
+            [&](int64_t begin, int64_t end) { adaptive_avg_values(p, input, output, begin, end); });
+      }
+      case PoolPath::planes: {
+        const auto divisor = static_cast<accumulate_t<T>>(pool_divisor(p, 0, 0, 0));
+        return reduce_globally<SumOf<T>>(p, input, output, context,
+                                         [&](auto sum) { return sum / divisor; });
+      }
+      default: {
+        const int64_t items = ValueWalk<SumOf<T>, T>::items_of(p);
+        return parallel_for(context, items, pool_grain(items, elements),
+                            [&](int64_t begin, int64_t end) {
+                              ValueWalk<SumOf<T>, T> walk(p, input);
+                              Divisors<T> divisors(p, walk.width());
+                              walk.run(begin, end, output, divisors);
+                            });
+      }
+    }
+  });
+}
+
+void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
+  const int64_t elements = p.in_elements() + p.out_elements();
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* grad = static_cast<const T*>(gy);
+    auto* out = static_cast<T*>(gx);
+    if (pool_avg_gradient_path(p) == PoolPath::boxes) {
+      const int64_t rows = p.outer * p.in[0] * p.in[1];
+      return parallel_for(
+          context, rows, pool_grain(rows, elements),
+          [&](int64_t begin, int64_t end) { adaptive_avg_gradients(p, grad, out, begin, end); });
+    }
+    const int64_t items = GradientWalk<T>::items_of(p);
+    parallel_for(context, items, pool_grain(items, elements), [&](int64_t begin, int64_t end) {
+      GradientWalk<T>(p, grad).run(begin, end, out);
+    });
+  });
+}
+
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,380 @@
+// Maximum pooling on CPU: backward, its transpose, and the indices that torch returns.
+//
+// Three ways (pool_max_gradient_path). Windows that do not overlap: the gradients are put at their
+// places, row of outputs by row of outputs, in a band of input rows that is cleared before. Small
+// windows: each input row gathers from the output rows that cover it, by vector compares of places;
+// the cost grows with the window's elements. Others: a thread owns whole planes and adds each
+// output's gradient at its place in order, one owner per plane keeping the bits.
+// Bound: bytes; clearing and writing gx. Lost: finding the terms of a gather by division, once a row
+// (a third of its time on 3x3); putting by input rows, which meet each output once a window's row.
+#include <limits>
+
+#include "pool/pool_cpu.h"
+#include "pool/pool_lines.h"
+#include "pool/pool_rows.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+// out[w] = phase (w + padding) % stride at (w + padding) / stride.
+template <class T, class A>
+void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t inner,
+                  int64_t positions, T* out) {
+  const int64_t stride = window.stride;
+  int64_t w = 0;
+  if (stride == 1) {
+    const A* row = phases + window.padding * inner;
+    for (int64_t j = 0; j < positions * inner; j += kLanes<T>)
+      store_row<SumOf<T>>(out, j, positions * inner, load_vec(row + j));
+    return;
+  }
+  if (stride == 2 && inner == 1) {
+    if (window.padding % 2 == 1 && positions > 0) {
+      out[w++] = narrow<T>(phases[pitch + window.padding / 2]);
+    }
+    for (int64_t i = (w + window.padding) / 2; w + 2 * kLanes<T> <= positions;
+         w += 2 * kLanes<T>, i += kLanes<T>) {
+      Vec<A> low, high;
+      interleave(load_vec(phases + i), load_vec(phases + pitch + i), low, high);
+      store_vec(out + w, low);
+      store_vec(out + w + kLanes<T>, high);
+    }
+  }
+  for (; w < positions; ++w) {
+    const int64_t t = w + window.padding;
+    const A* from = phases + t % stride * pitch + t / stride * inner;
+    for (int64_t j = 0; j < inner; j += kLanes<T>) {
+      if (inner < kLanes<T>) {
+        for (int64_t c = 0; c < inner; ++c) out[w * inner + c] = narrow<T>(from[c]);
+      } else {
+        store_row<SumOf<T>>(out + w * inner, j, inner, load_vec(from + j));
+      }
+    }
+  }
+}
+// Input rows [begin, end) of [outer, D, H], for small windows. The gradient of padded position
+// t = w + padding is the sum, over the output rows r that cover its row and the window places s of
+// phase t % stride, of gy[r] at t / stride - offset(s) where the place kept there is (r, s): a
+// masked sum of unit-stride rows.
+template <class T, class Place>
+void max_gather_gradients(const PoolProblem& p, const T* gy, const Place* places, T* gx,
+                          int64_t begin, int64_t end) {
+  using A = accumulate_t<T>;
+  using I = lane_int<A>;
+  const Window& window = p.window[2];
+  const int64_t inner = p.inner;
+  const int64_t n = p.out[2] * inner;
+  const int64_t margin = window.dilation * (window.size - 1) / window.stride * inner;
+  const int64_t phase_positions = ceil_div(p.in[2] + window.padding, window.stride);
+  const int64_t phase_pitch = round_up(phase_positions * inner, kLanes<T>) + kLanes<T>;
+  Scratch<A> phases(phase_pitch * window.stride);
+
+  // The covering output rows, widened once, with nothing (place -1) before and after them.
+  const int64_t height = (p.window[1].span() - 1) / p.window[1].stride + 1;
+  const int64_t depth = (p.window[0].span() - 1) / p.window[0].stride + 1;
+  const int64_t pitch = margin + phase_pitch + round_up(n, kLanes<T>) + kLanes<T>;
+  Scratch<A> grads(depth * height * pitch);
+  Scratch<I> codes(depth * height * pitch);
+  Scratch<int64_t> held(depth * height);
+  fill(grads.data(), depth * height * pitch, A{0});
+  fill(codes.data(), depth * height * pitch, I{-1});
+  fill(held.data(), depth * height, int64_t{-1});
+
+  struct Cover {
+    int64_t at;    // element of grads and codes that belongs to output 0
+    int64_t code;  // of the window's place (i, j, 0)
+  };
+  struct Tap {  // of a place of the window: it reads phase `phase` of its row, `shift` further on
+    int64_t phase, shift;
+  };
+  struct Term {  // adds grads[at + x] where codes[at + x] == code
+    int64_t at;
+    int64_t code;
+  };
+  Scratch<Cover> covers(depth * height);
+  Scratch<Term> terms(depth * height * window.size);
+  Scratch<Tap> taps(window.size);
+  for (int64_t s = 0; s < window.size; ++s) {
+    const int64_t offset = s * window.dilation;
+    taps[s] = {offset % window.stride, offset / window.stride * inner};
+  }
+  // What each row takes divisions to find.
+  const Covers depth_covers(p.window[0], p.in[0], p.out[0], depth);
+  const Covers height_covers(p.window[1], p.in[1], p.out[1], height);
+
+  int64_t h = begin % p.in[1];
+  int64_t d = begin / p.in[1] % p.in[0];
+  int64_t outer = begin / (p.in[1] * p.in[0]);
+  for (int64_t index = begin; index < end; ++index) {
+    const Range ds = depth_covers.outputs[d];
+    const Range hs = height_covers.outputs[h];
+    int64_t count = 0;
+    for (int64_t od = ds.begin; od < ds.end; ++od)
+      for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
+        const int64_t i = depth_covers.place(d, od);
+        const int64_t j = height_covers.place(h, oh);
+        if (i < 0 || j < 0) continue;
+        const int64_t slot = depth_covers.slot[od] * height + height_covers.slot[oh];
+        const int64_t row = (outer * p.out[0] + od) * p.out[1] + oh;
+        const int64_t at = slot * pitch + margin;
+        if (held[slot] != row) {
+          held[slot] = row;
+          widen_row(gy + row * n, n, grads.data() + at);
+          for (int64_t k = 0; k < n; ++k) codes[at + k] = static_cast<I>(places[row * n + k]);
+        }
+        covers[count++] = {at, (i * p.window[1].size + j) * window.size};
+      }
+    for (int64_t q = 0; q < window.stride; ++q) {
+      int64_t term_count = 0;
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t s = 0; s < window.size; ++s)
+          if (taps[s].phase == q)
+            terms[term_count++] = {covers[k].at - taps[s].shift, covers[k].code + s};
+      A* phase = phases.data() + q * phase_pitch;
+      const auto sum_terms = [&](int64_t x, auto block) {
+        constexpr int kVectors = decltype(block)::value;
+        Vec<A> sum[kVectors] = {};
+        for (int64_t k = 0; k < term_count; ++k) {
+          const auto code = broadcast<Vec<I>>(static_cast<I>(terms[k].code));
+          for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = terms[k].at + x + v * kLanes<T>;
+            const auto mine = detail::load_bits<I, kLanes<T>>(codes.data() + at) == code;
+            sum[v] += mine ? load_vec(grads.data() + at) : Vec<A>{};
+          }
+        }
+        for (int v = 0; v < kVectors; ++v) store_vec(phase + x + v * kLanes<T>, sum[v]);
+      };
+      int64_t x = 0;
+      for (; x + kBlock * kLanes<T> <= phase_positions * inner; x += kBlock * kLanes<T>)
+        sum_terms(x, std::integral_constant<int, kBlock>{});
+      for (; x < phase_positions * inner; x += kLanes<T>)
+        sum_terms(x, std::integral_constant<int, 1>{});
+    }
+    merge_phases(phases.data(), phase_pitch, window, inner, p.in[2], gx + index * p.in[2] * inner);
+    if (++h < p.in[1]) continue;
+    h = 0;
+    if (++d < p.in[0]) continue;
+    d = 0;
+    ++outer;
+  }
+}
+// The input position of a window's place, relative to the window's first position, for places in
+// order; and whether it can lie outside the map.
+class PlaceTable {
+ public:
+  explicit PlaceTable(const PoolProblem& p) : offset_(p.window_elements()) {
+    int64_t place = 0;
+    for (int64_t i = 0; i < p.window[0].size; ++i)
+      for (int64_t j = 0; j < p.window[1].size; ++j)
+        for (int64_t k = 0; k < p.window[2].size; ++k)
+          offset_[place++] =
+              (i * p.window[0].dilation * p.in[1] + j * p.window[1].dilation) * p.in[2] +
+              k * p.window[2].dilation;
+  }
+  int64_t offset(int64_t place) const { return offset_[place]; }
+
+ private:
+  Scratch<int64_t> offset_;
+};
+
+// The flat position of the first place of the windows of output row (od, oh), on the axes D and H;
+// negative where that is padding.
+WEFT_INLINE int64_t window_row(const PoolProblem& p, int64_t od, int64_t oh) {
+  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2];
+}
+
+// True if some window meets no input at all, which only dilation can cause; its place is void.
+bool has_void_windows(const PoolProblem& p) {
+  for (int axis = 0; axis < 3; ++axis)
+    for (int64_t o = 0; o < p.out[axis]; ++o) {
+      const Range inside = places_inside(p.window[axis], o, p.in[axis]);
+      if (inside.begin >= inside.end) return true;
+    }
+  return false;
+}
+
+bool is_void(const PoolProblem& p, const int64_t (&at)[3]) {
+  for (int axis = 0; axis < 3; ++axis) {
+    const Range inside = places_inside(p.window[axis], at[axis], p.in[axis]);
+    if (inside.begin >= inside.end) return true;
+  }
+  return false;
+}
+
+// Calls body(output element, input position, c) for the outputs of plane `outer` and channels
+// [c_begin, c_end), in order; the position counts from the first plane's and is -1 for void
+// windows.
+template <class Place, class Body>
+WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, bool voids,
+                                const Place* places, int64_t outer, int64_t c_begin, int64_t c_end,
+                                const Body& body) {
+  const int64_t plane = outer * p.in_positions();
+  int64_t position = outer * p.out_positions();
+  for (int64_t od = 0; od < p.out[0]; ++od)
+    for (int64_t oh = 0; oh < p.out[1]; ++oh) {
+      const int64_t row = plane + window_row(p, od, oh);
+      for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
+        if (voids && is_void(p, {od, oh, ow})) {
+          for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1}, c);
+          continue;
+        }
+        const int64_t origin = row + p.window[2].first_input(ow);
+        for (int64_t c = c_begin; c < c_end; ++c) {
+          const int64_t output = position * p.inner + c;
+          body(output, origin + table.offset(places[output]), c);
+        }
+      }
+    }
+}
+
+// Splits [outer, channels] into pieces that one thread owns: body(outer, c_begin, c_end).
+template <class Body>
+WEFT_INLINE void parallel_planes(const PoolProblem& p, const Context& context, const Body& body) {
+  constexpr int64_t kChannels = 64;
+  const int64_t chunks = ceil_div(p.inner, kChannels);
+  const int64_t work = (p.in_positions() + p.out_positions()) * p.inner / chunks;
+  parallel_for(context, p.outer * chunks, 1 + 32768 / (work > 0 ? work : 1),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t item = begin; item < end; ++item) {
+                   const int64_t c = item % chunks * kChannels;
+                   body(item / chunks, c, c + kChannels < p.inner ? c + kChannels : p.inner);
+                 }
+               });
+}
+
+// Windows that do not overlap, and of which each meets some input: an input has one output at most,
+// so gradients are put, not added. Output rows [begin, end) of [outer, D, H]; each owns the band of
+// input rows from its windows' first to the next windows' first, which it clears before.
+template <class T, class Place>
+void max_place_gradients(const PoolProblem& p, const PlaceTable& table, const T* gy,
+                         const Place* places, T* gx, int64_t begin, int64_t end) {
+  const int64_t inner = p.inner;
+  const int64_t n = p.out[2] * inner;
+  const int64_t row_elements = p.in[2] * inner;
+  const auto band = [&](int axis, int64_t output) {
+    const Window& window = p.window[axis];
+    return Range{output == 0 ? 0 : window.first_input(output),
+                 output + 1 == p.out[axis] ? p.in[axis] : window.first_input(output + 1)};
+  };
+  int64_t oh = begin % p.out[1];
+  int64_t od = begin / p.out[1] % p.out[0];
+  int64_t outer = begin / (p.out[1] * p.out[0]);
+  for (int64_t index = begin; index < end; ++index) {
+    T* plane = gx + outer * p.in_positions() * inner;
+    const Range ds = band(0, od);
+    const Range hs = band(1, oh);
+    for (int64_t d = ds.begin; d < ds.end; ++d)
+      memset(static_cast<void*>(plane + (d * p.in[1] + hs.begin) * row_elements), 0,
+             (hs.end - hs.begin) * row_elements * sizeof(T));
+    const int64_t stride = p.window[2].stride;
+    int64_t origin = window_row(p, od, oh) - p.window[2].padding;
+    for (int64_t j = index * n; j < (index + 1) * n; origin += stride)
+      for (int64_t c = 0; c < inner; ++c, ++j)
+        plane[(origin + table.offset(places[j])) * inner + c] = gy[j];
+    if (++oh < p.out[1]) continue;
+    oh = 0;
+    if (++od < p.out[0]) continue;
+    od = 0;
+    ++outer;
+  }
+}
+
+// One plane and channels [c_begin, c_end), for large windows: adds each output's gradient at its
+// place, in order.
+template <class T, class Place>
+void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool voids, const T* gy,
+                           const Place* places, T* gx, int64_t outer, int64_t c_begin,
+                           int64_t c_end) {
+  using A = accumulate_t<T>;
+  const int64_t width = c_end - c_begin;
+  const int64_t base = outer * p.in_positions();
+  Scratch<A> sum(p.in_positions() * width);  // halves add up in float
+  fill(sum.data(), p.in_positions() * width, A{0});
+  for_each_place(p, table, voids, places, outer, c_begin, c_end,
+                 [&](int64_t output, int64_t position, int64_t c) {
+                   if (voids && position < 0) return;
+                   sum[(position - base) * width + c - c_begin] += widen(gy[output]);
+                 });
+  if (width == p.inner) {
+    T* out = gx + base * p.inner;
+    const int64_t n = p.in_positions() * width;
+    for (int64_t j = 0; j < n; j += kLanes<T>)
+      store_row<SumOf<T>>(out, j, n, load_vec(sum.data() + j));
+    return;
+  }
+  for (int64_t i = 0; i < p.in_positions(); ++i)
+    for (int64_t c = 0; c < width; ++c)
+      gx[(base + i) * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
+}
+}  // namespace
+
+void max_backward(const PoolProblem& p, const void* gy, const void* places, void* gx,
+                  const Context& context) {
+  const int64_t elements = p.in_elements() + p.out_elements();
+  const bool voids = has_void_windows(p);
+  const PoolPath path = pool_max_gradient_path(p);
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* grad = static_cast<const T*>(gy);
+    auto* out = static_cast<T*>(gx);
+    dispatch_place(p, [&](auto place) {
+      const auto* kept = static_cast<const decltype(place)*>(places);
+      if (path == PoolPath::gather) {
+        const int64_t rows = p.outer * p.in[0] * p.in[1];
+        return parallel_for(context, rows, pool_grain(rows, elements),
+                            [&](int64_t begin, int64_t end) {
+                              max_gather_gradients(p, grad, kept, out, begin, end);
+                            });
+      }
+      const PlaceTable table(p);
+      if (path == PoolPath::place && !voids) {
+        const int64_t rows = p.outer * p.out[0] * p.out[1];
+        return parallel_for(context, rows, pool_grain(rows, elements),
+                            [&](int64_t begin, int64_t end) {
+                              max_place_gradients(p, table, grad, kept, out, begin, end);
+                            });
+      }
+      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+        max_scatter_gradients(p, table, voids, grad, kept, out, outer, c_begin, c_end);
+      });
+    });
+  });
+}
+
+void max_pick(const PoolProblem& p, const void* x, const void* places, void* y,
+              const Context& context) {
+  const PlaceTable table(p);
+  const bool voids = has_void_windows(p);
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* input_values = static_cast<const T*>(x);
+    auto* out = static_cast<T*>(y);
+    dispatch_place(p, [&](auto place) {
+      const auto* kept = static_cast<const decltype(place)*>(places);
+      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+        for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                       [&](int64_t output, int64_t position, int64_t c) {
+                         out[output] = position < 0 ? T{} : input_values[position * p.inner + c];
+                       });
+      });
+    });
+  });
+}
+
+void max_indices(const PoolProblem& p, const void* places, int64_t* indices,
+                 const Context& context) {
+  const PlaceTable table(p);
+  const bool voids = has_void_windows(p);
+  dispatch_place(p, [&](auto place) {
+    const auto* kept = static_cast<const decltype(place)*>(places);
+    parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
+      const int64_t base = outer * p.in_positions();
+      for_each_place(p, table, voids, kept, outer, c_begin, c_end,
+                     [&](int64_t output, int64_t position, int64_t) {
+                       indices[output] = position < 0 ? 0 : position - base;
+                     });
+    });
+  });
+}
+
+}  // namespace weft::WEFT_TARGET

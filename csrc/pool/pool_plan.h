@@ -1,0 +1,128 @@
+// Which way the CPU takes through a pooling problem: pure functions of the problem, free of SIMD
+// and of torch, so that they can be tested and explained without running anything.
+#pragma once
+
+#include <cstdint>
+
+#include "pool/pool.h"
+
+namespace weft {
+
+enum class PoolPath : uint8_t {
+  rows,    // the rows of a window are reduced where they lie, then windows along that one row
+  passes,  // a strip of rows is reduced along H and along W by doubling: log2(window) passes
+  ring,    // with places: rows are reduced along W first and held while windows need them
+  boxes,   // adaptive windows of unequal extents
+  planes,  // one output per plane
+  place,   // backward: each output's gradient goes to its place; windows do not overlap
+  gather,  // backward: each input gathers from the outputs that cover it
+  add,     // backward of large windows: a thread owns planes and adds each gradient at its place
+};
+
+constexpr const char* name_of(PoolPath path) {
+  switch (path) {
+    case PoolPath::rows:
+      return "rows";
+    case PoolPath::passes:
+      return "passes";
+    case PoolPath::ring:
+      return "ring";
+    case PoolPath::boxes:
+      return "boxes";
+    case PoolPath::planes:
+      return "planes";
+    case PoolPath::place:
+      return "place";
+    case PoolPath::gather:
+      return "gather";
+    case PoolPath::add:
+      return "add";
+  }
+  return "";
+}
+
+// Windows along a row of up to this many elements are reduced one by one, larger ones by doubling.
+inline constexpr int64_t kPoolDirectSize = 6;
+
+// Passes over a line that doubling takes for a window: reads and writes count alike.
+WEFT_HD constexpr int64_t pool_doubling_passes(int64_t size) {
+  int64_t passes = 1;
+  for (int64_t power = 2; power <= size; power *= 2) ++passes;
+  return passes;
+}
+
+// Adaptive windows that divide every axis evenly are fixed windows that touch.
+WEFT_HD constexpr PoolProblem pool_with_fixed_windows(PoolProblem p) {
+  if (!p.adaptive()) return p;
+  for (int axis = 0; axis < 3; ++axis)
+    if (p.out[axis] == 0 || p.in[axis] % p.out[axis] != 0) return p;
+  for (int axis = 0; axis < 3; ++axis) {
+    const int64_t size = p.in[axis] / p.out[axis];
+    p.window[axis] = PoolWindow{{size, size, 0, 1}, 0, 0};
+  }
+  return p;
+}
+
+// Every axis has one output, whose window is the whole axis.
+WEFT_HD constexpr bool pool_is_global(const PoolProblem& p) {
+  for (int axis = 0; axis < 3; ++axis)
+    if (p.out[axis] != 1 || p.window[axis].adaptive() || p.window[axis].padding != 0 ||
+        p.window[axis].span() != p.in[axis] || p.window[axis].dilation != 1)
+      return false;
+  return true;
+}
+
+// Forward, without places, of a problem as `pool_with_fixed_windows` leaves it.
+WEFT_HD constexpr PoolPath pool_values_path(const PoolProblem& p) {
+  if (p.adaptive()) return PoolPath::boxes;
+  if (pool_is_global(p)) return PoolPath::planes;
+  // Directly, an output row reads `size` rows; by doubling, each of its `stride` rows is read and
+  // written once per pass.
+  const PoolWindow& height = p.window[1];
+  const int64_t doubling = 3 * height.stride * pool_doubling_passes(height.size);
+  return height.size > doubling / 2 + 2 ? PoolPath::passes : PoolPath::rows;
+}
+
+// Forward with places, of a problem as it was given: windows that divide a map evenly are faster as
+// boxes, unless they are the map.
+WEFT_HD constexpr PoolPath pool_places_path(const PoolProblem& p) {
+  if (p.inner == 1 && pool_is_global(pool_with_fixed_windows(p))) return PoolPath::planes;
+  return p.adaptive() ? PoolPath::boxes : PoolPath::ring;
+}
+
+// No input is read by two windows.
+WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
+  if (p.adaptive()) return false;
+  for (const PoolWindow& window : p.window)
+    if (window.stride < window.span()) return false;
+  return true;
+}
+
+// Backward of the maximum, of a problem as `pool_with_fixed_windows` leaves it.
+WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
+  // A gather compares, per input, the places of all windows that hold it, a vector at a time;
+  // adding takes a few cycles per output and clears the input.
+  constexpr int64_t kSmallWindow = 32;
+  if (p.out_positions() == 0 || p.adaptive()) return PoolPath::add;
+  const bool small = p.window_elements() <= kSmallWindow;
+  if (pool_windows_are_apart(p))
+    return small && p.in_positions() < 3 * p.out_positions() ? PoolPath::gather : PoolPath::place;
+  const bool many = p.in_positions() >= 6 * p.out_positions() && p.inner == 1;
+  return many || !small ? PoolPath::add : PoolPath::gather;
+}
+
+// Backward of the average, likewise: the forward's walk with input and output exchanged.
+WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
+  if (p.adaptive()) return PoolPath::boxes;
+  return pool_values_path(p) == PoolPath::passes ? PoolPath::passes : PoolPath::rows;
+}
+
+// Outputs larger than this go past the cache: before they are read again they would have left it,
+// and a line that is written whole need not be read first.
+inline constexpr int64_t kPoolStreamBytes = int64_t{16} << 20;
+
+WEFT_HD constexpr bool pool_streams(int64_t elements, const PoolProblem& p) {
+  return elements * size_of(p.dtype) >= kPoolStreamBytes;
+}
+
+}  // namespace weft

@@ -1,0 +1,132 @@
+"""Pooling on the CPU: problems large or odd enough to take each path of csrc/pool/pool_plan.h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import weft.functional as W
+from harness import DTYPES, check_against_native
+from weft import _C
+from weft.testing import cpu_target
+
+F = torch.nn.functional
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+# Name, size of the input, arguments.
+PROBLEMS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "a row in tiles": ("pool1d", (1, 2, 30011), {"kernel_size": 5, "stride": 2, "padding": 2}),
+    "tiles, windows touch": ("pool1d", (2, 1, 30011), {"kernel_size": 15}),
+    "tiles, windows wider than vectors": ("pool1d", (1, 1, 30011), {"kernel_size": 37}),
+    "very wide windows": ("pool1d", (1, 2, 5003), {"kernel_size": 301, "stride": 7}),
+    "passes in strips": ("pool2d", (1, 2, 71, 333), {"kernel_size": 13, "stride": 1, "padding": 6}),
+    "passes, stride 2": ("pool2d", (2, 1, 61, 45), {"kernel_size": 25, "stride": 2, "padding": 12}),
+    "passes, powers of two": ("pool2d", (1, 3, 40, 33), {"kernel_size": (16, 32), "stride": 1}),
+    "touching, ends left over": ("pool2d", (3, 2, 23, 31), {"kernel_size": 3, "ceil_mode": True}),
+    "windows apart": ("pool2d", (2, 3, 29, 31), {"kernel_size": (2, 3), "stride": (3, 5)}),
+    "window is the plane": ("pool2d", (5, 37, 7, 7), {"kernel_size": 7}),
+    "one plane in pieces": ("pool2d", (1, 2, 301, 499), {"kernel_size": (301, 499)}),
+    "depth": ("pool3d", (2, 3, 9, 17, 19), {"kernel_size": 3, "stride": 2}),
+    "depth, windows touch": ("pool3d", (2, 3, 8, 17, 19), {"kernel_size": 2}),
+}
+ADAPTIVE = {
+    "divides the map": ((3, 5, 24, 35), (3, 7)),
+    "unequal boxes, wide": ((1, 3, 5, 997), (2, 3)),
+    "global": ((2, 70, 31, 47), (1, 1)),
+    "global, few channels": ((3, 6, 31, 47), (1, 1)),
+}
+
+
+def _inputs(size: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
+    """One in each layout."""
+    x = torch.randn(size).to(dtype)
+    layouts = [x]
+    if len(size) > 3:
+        last = torch.channels_last if len(size) == 4 else torch.channels_last_3d
+        layouts.append(x.contiguous(memory_format=last))
+    return [t.requires_grad_() for t in layouts]
+
+
+def _ops(name: str, dtype: torch.dtype) -> list[str]:
+    """Those that torch has: no 3-d average of half types."""
+    halves = dtype in (torch.bfloat16, torch.float16)
+    return [f"max_{name}"] + ([] if name == "pool3d" and halves else [f"avg_{name}"])
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@each_dtype
+def test_paths(problem: str, dtype: torch.dtype) -> None:
+    name, size, window = PROBLEMS[problem]
+    for x in _inputs(size, dtype):
+        for op in _ops(name, dtype):
+            check_against_native(getattr(W, op), getattr(F, op), x, **window)
+
+
+@pytest.mark.parametrize("problem", ADAPTIVE)
+@each_dtype
+def test_adaptive_paths(problem: str, dtype: torch.dtype) -> None:
+    size, output_size = ADAPTIVE[problem]
+    for x in _inputs(size, dtype):
+        check_against_native(W.adaptive_max_pool2d, F.adaptive_max_pool2d, x, output_size)
+        check_against_native(W.adaptive_avg_pool2d, F.adaptive_avg_pool2d, x, output_size)
+
+
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_paths_on_every_target(problem: str, target: str) -> None:
+    name, size, window = PROBLEMS[problem]
+    with cpu_target(target):
+        for dtype in (torch.float32, torch.bfloat16):
+            for x in _inputs(size, dtype):
+                for op in _ops(name, dtype):
+                    check_against_native(getattr(W, op), getattr(F, op), x, **window)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_threads_do_not_change_bits(problem: str) -> None:
+    name, size, window = PROBLEMS[problem]
+    before = torch.get_num_threads()
+    try:
+        for x in _inputs(size, torch.float32):
+            for op in _ops(name, torch.float32):
+                results = []
+                for threads in (1, 2, 3, 5):
+                    torch.set_num_threads(threads)
+                    with torch.no_grad():
+                        alone = getattr(W, op)(x, **window)
+                    y = getattr(W, op)(x, **window)
+                    torch.manual_seed(0)
+                    (grad,) = torch.autograd.grad(y, x, torch.randn_like(y))
+                    results.append((alone, y, grad))
+                for result in results[1:]:
+                    assert all(map(torch.equal, result, results[0]))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_compared_as_integers(dtype: torch.dtype) -> None:
+    """Zeros of both signs, infinities, NaNs of both signs and the smallest numbers."""
+    specials = torch.tensor([0x0000, 0x8000, 0x0001, 0x8001, 0x7C00, 0xFC00, 0x7F80, 0xFF80])
+    nans = torch.tensor([0x7FC1, 0xFFC1])
+    generator = torch.Generator().manual_seed(5)
+    for values in (specials, torch.cat([specials, nans])):
+        picks = torch.randint(len(values), (3, 2, 19, 43), generator=generator)
+        x = values[picks].to(torch.uint16).view(dtype)
+        for kernel, stride in ((2, 2), (3, 1), (3, 2), (5, 3), (9, 1)):
+            y, native = W.max_pool2d(x, kernel, stride), F.max_pool2d(x, kernel, stride)
+            assert torch.equal(y.isnan(), native.isnan())
+            assert torch.equal(y.nan_to_num(), native.nan_to_num())
+
+
+def test_outputs_past_the_cache() -> None:
+    """Larger than `kPoolStreamBytes`, at an address that no vector is aligned to."""
+    for stride in (1, 2):
+        padded = torch.randn(4 * 1_500_001 * stride + 1)[1:].view(4, -1)
+        x = padded[None]
+        for name in ("max_pool1d", "avg_pool1d"):
+            y = getattr(W, name)(x, 2, stride)
+            assert torch.equal(y, getattr(F, name)(x, 2, stride))

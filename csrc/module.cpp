@@ -27,6 +27,28 @@ py::list launch_reports() {
 }
 #endif
 
+// What the op that `call` runs would launch on `target`.
+py::list plans_of(const std::string& target, const py::function& call) {
+  using namespace py::literals;
+  weft::request_plans(weft::target_named(target));
+  try {
+    call();
+  } catch (...) {
+    weft::take_plans();
+    throw;
+  }
+  py::list rows;
+  for (const weft::Plan& plan : weft::take_plans()) {
+    py::dict tile;
+    for (const auto& [axis, extent] : plan.tile) tile[py::str(axis)] = extent;
+    rows.append(py::dict("kernel"_a = plan.kernel, "path"_a = plan.path, "tile"_a = tile,
+                         "blocks"_a = plan.blocks, "threads"_a = plan.threads,
+                         "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes,
+                         "least_bytes"_a = plan.least_bytes, "flops"_a = plan.flops));
+  }
+  return rows;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -41,6 +63,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_host_execution", weft::set_host_execution);
   m.def("host_execution", weft::host_execution);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
+  m.def("planned_ops", weft::planned_ops);
+  m.def("plans_of", plans_of);
 #if WEFT_WITH_HOST_EXECUTION
   m.def("launch_reports", launch_reports);
   m.def("clear_launch_reports", weft::device::clear_launch_reports);

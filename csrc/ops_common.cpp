@@ -51,6 +51,19 @@ Target best_cpu_target() {
 std::atomic<Target> chosen_cpu_target{best_cpu_target()};
 std::atomic<bool> host_execution_enabled{false};
 
+struct PlanRequest {
+  bool open = false;
+  Target target = Target::baseline;
+  std::vector<Plan> plans;
+};
+thread_local PlanRequest plan_request;
+
+// Families register before `main`, in no known order.
+std::vector<std::string>& planned_op_names() {
+  static std::vector<std::string> names;
+  return names;
+}
+
 // Large outputs are fresh memory from the system, and a first touch costs a page fault each 4 KiB:
 // five times the time of filling the memory. Huge pages remove that, where the system offers them
 // on request (as torch's own THP_MEM_ALLOC_ENABLE=1 does).
@@ -78,6 +91,14 @@ std::string target_name(Target target) {
   for (const CpuTarget& t : kCpuTargets)
     if (t.target == target) return t.name;
   return target == Target::cuda ? "cuda" : "cuda-on-host";
+}
+
+Target target_named(const std::string& name) {
+  for (const CpuTarget& t : kCpuTargets)
+    if (name == t.name) return t.target;
+  TORCH_CHECK_VALUE(name == "cuda" || name == "cuda-on-host", "weft: expected target 'cuda', ",
+                    "'cuda-on-host' or a CPU's instruction set, got '", name, "'");
+  return name == "cuda" ? Target::cuda : Target::cuda_on_host;
 }
 
 std::vector<std::string> available_cpu_targets() {
@@ -112,6 +133,28 @@ void set_host_execution(bool enabled) {
 }
 
 bool host_execution() { return host_execution_enabled; }
+
+void request_plans(Target target) {
+  plan_request.open = true;
+  plan_request.target = target;
+  plan_request.plans.clear();
+}
+
+std::vector<Plan> take_plans() {
+  plan_request.open = false;
+  return std::move(plan_request.plans);
+}
+
+bool planning() { return plan_request.open; }
+Target planned_target() { return plan_request.target; }
+void note_plan(Plan plan) { plan_request.plans.push_back(std::move(plan)); }
+
+bool register_planned_ops(std::initializer_list<const char*> names) {
+  planned_op_names().insert(planned_op_names().end(), names.begin(), names.end());
+  return true;
+}
+
+const std::vector<std::string>& planned_ops() { return planned_op_names(); }
 
 Target target_for(const at::Tensor& t) {
   if (t.is_cuda()) return Target::cuda;
@@ -151,7 +194,7 @@ at::Tensor empty_output(const at::Tensor& like, at::IntArrayRef sizes, at::Scala
                         at::MemoryFormat format) {
   const auto options = like.options().dtype(dtype);
 #if WEFT_WITH_HOST_EXECUTION
-  if (target_for(like) == Target::cuda_on_host) {
+  if (!planning() && target_for(like) == Target::cuda_on_host) {
     // A meta tensor gives the strides.
     const auto plan = at::empty(sizes, options.device(at::kMeta), format);
     void* memory = device::allocate_guarded(static_cast<int64_t>(plan.nbytes()));

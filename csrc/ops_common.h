@@ -6,10 +6,13 @@
 #include <torch/library.h>
 
 #include <array>
+#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "core/context.h"
 #include "core/dtype.h"
+#include "core/plan.h"
 
 namespace weft {
 
@@ -18,6 +21,8 @@ namespace weft {
 // The best CPU target of this machine, or the one that set_cpu_target names.
 Target cpu_target();
 std::string target_name(Target target);
+// The inverse, for any target, built in or not.
+Target target_named(const std::string& name);
 // "" restores the machine's best. Throws for one that this machine or build does not have.
 void set_cpu_target(const std::string& name);
 std::vector<std::string> available_cpu_targets();
@@ -29,10 +34,23 @@ bool host_execution();
 Target target_for(const at::Tensor& t);
 Context context_for(const at::Tensor& t);
 
+// ---- plans ---------------------------------------------------------------------------------
+
+// While a request for plans is open on this thread, the ops that are registered for it check their
+// arguments, note what they would run on `planned_target`, and run nothing, so meta tensors do.
+void request_plans(Target target);
+std::vector<Plan> take_plans();  // closes the request
+bool planning();
+Target planned_target();
+void note_plan(Plan plan);
+// Called once for a family, when the module is loaded; returns true.
+bool register_planned_ops(std::initializer_list<const char*> names);
+const std::vector<std::string>& planned_ops();
+
 // The kernels of `t`'s target; an error if this build has none for its device.
 template <class Table>
 const Table& kernels_for(const at::Tensor& t, const Table* (*table_for)(Target)) {
-  const Table* table = table_for(target_for(t));
+  const Table* table = table_for(planning() ? Target::baseline : target_for(t));
   TORCH_CHECK(table != nullptr, "weft: this build has no kernels for device ", t.device(),
               ". It was built without CUDA: install a CUDA build of torch and nvcc, and build weft "
               "again with WEFT_CUDA=1.");

@@ -10,8 +10,8 @@
 //
 // Backward divides what it reads where divisors differ, else the sum, once.
 #include "pool/pool_cuda.h"
+#include "pool/pool_long_windows.h"
 #include "pool/pool_passes.h"
-#include "pool/pool_reduce_cuda.h"
 
 namespace weft::WEFT_TARGET {
 namespace {

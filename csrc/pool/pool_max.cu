@@ -8,8 +8,8 @@
 #include <limits>
 
 #include "pool/pool_cuda.h"
+#include "pool/pool_long_windows.h"
 #include "pool/pool_passes.h"
-#include "pool/pool_reduce_cuda.h"
 
 namespace weft::WEFT_TARGET {
 namespace {

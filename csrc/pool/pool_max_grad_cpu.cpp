@@ -5,8 +5,9 @@
 // windows: each input row gathers from the output rows that cover it, by vector compares of places;
 // the cost grows with the window's elements. Others: a thread owns whole planes and adds each
 // output's gradient at its place in order, one owner per plane keeping the bits.
-// Bound: bytes; clearing and writing gx. Lost: finding the terms of a gather by division, once a row
-// (a third of its time on 3x3); putting by input rows, which meet each output once a window's row.
+// Bound: bytes; clearing and writing gx. Lost: finding the terms of a gather by division, once a
+// row (a third of its time on 3x3); putting by input rows, which meet each output once a window's
+// row.
 #include <limits>
 
 #include "pool/pool_cpu.h"

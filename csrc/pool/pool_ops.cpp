@@ -1,6 +1,7 @@
 // Pooling ops: check the arguments, complete them into a PoolProblem, allocate, run the kernel.
 #include "ops_common.h"
 #include "pool/pool.h"
+#include "pool/pool_plan_cuda.h"
 
 #include <c10/core/DeviceGuard.h>
 
@@ -217,6 +218,40 @@ void check_gradient(const Request& request, const Tensor& grad) {
               ": grad must have the output's size ", request.output_sizes, ", got ", grad.sizes());
 }
 
+// ---- plans -----------------------------------------------------------------------------------
+
+Plan describe(const PoolProblem& p, PoolStep step) {
+  const PoolPlan cuda = plan_pool(p, step);
+  Plan plan;
+  plan.least_bytes = plan.bytes = cuda.least_bytes;
+  plan.flops = cuda.flops;
+  const Target target = planned_target();
+  if (target != Target::cuda && target != Target::cuda_on_host) {
+    plan.kernel = name_of(step);
+    plan.path = "window walk on " + target_name(target);
+    return plan;
+  }
+  plan.kernel = kernel_of(p, step, cuda);
+  plan.path = name_of(cuda.path);
+  plan.bytes = cuda.bytes;
+  plan.blocks = cuda.blocks;
+  plan.threads = cuda.threads;
+  plan.shared_bytes = cuda.shared_bytes;
+  if (cuda.path == PoolPlan::Path::walk) return plan;
+  const PoolTile& t = cuda.tile;
+  for (const auto& [axis, extent] : std::initializer_list<std::pair<const char*, int64_t>>{
+           {"outer", t.outer}, {"d", t.d}, {"h", t.h}, {"w", t.w}, {"c", t.c}})
+    plan.tile.emplace_back(axis, extent);
+  return plan;
+}
+
+// True where plans are asked for: what would run is noted, and nothing need run.
+bool planned(const PoolProblem& p, PoolStep step) {
+  if (!planning()) return false;
+  note_plan(describe(p, step));
+  return true;
+}
+
 // ---- maximum, whatever the windows -----------------------------------------------------------
 
 std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool keep_places) {
@@ -228,7 +263,8 @@ std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool kee
   Tensor y = empty_output(x, request.output_sizes, format);
   Tensor places = keep_places ? empty_output(x, request.output_sizes, place_type(p), format)
                               : empty_output(x, {0}, place_type(p));
-  if (p.out_elements() > 0)
+  const auto step = keep_places ? PoolStep::max_forward_places : PoolStep::max_forward;
+  if (p.out_elements() > 0 && !planned(p, step))
     kernels.max_forward(p, x.const_data_ptr(), y.mutable_data_ptr(),
                         keep_places ? places.mutable_data_ptr() : nullptr, context_for(x));
   return {y, places};
@@ -243,7 +279,7 @@ Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, b
   const Tensor gy = grad.contiguous(format);
   const Tensor kept = places.contiguous(format);
   Tensor gx = empty_output(gy, request.input_sizes, format);
-  if (request.problem.in_elements() > 0)
+  if (request.problem.in_elements() > 0 && !planned(request.problem, PoolStep::max_backward))
     kernels.max_backward(request.problem, gy.const_data_ptr(), kept.const_data_ptr(),
                          gx.mutable_data_ptr(), context_for(gy));
   return gx;
@@ -257,7 +293,7 @@ Tensor picked(Request request, const Tensor& input, const Tensor& places) {
   const Tensor x = input.contiguous(format);
   const Tensor kept = places.contiguous(format);
   Tensor y = empty_output(x, places.sizes(), format);
-  if (request.problem.out_elements() > 0)
+  if (request.problem.out_elements() > 0 && !planned(request.problem, PoolStep::max_pick))
     kernels.max_pick(request.problem, x.const_data_ptr(), kept.const_data_ptr(),
                      y.mutable_data_ptr(), context_for(x));
   return y;
@@ -271,7 +307,7 @@ Tensor indices_of(Request request, const Tensor& places) {
   const c10::DeviceGuard guard(places.device());
   const Tensor kept = places.contiguous(format);
   Tensor indices = empty_output(kept, places.sizes(), at::kLong, format);
-  if (request.problem.out_elements() > 0)
+  if (request.problem.out_elements() > 0 && !planned(request.problem, PoolStep::max_indices))
     kernels.max_indices(request.problem, kept.const_data_ptr(), indices.mutable_data_ptr<int64_t>(),
                         context_for(kept));
   return indices;
@@ -285,7 +321,7 @@ Tensor mean_of(Request request, const Tensor& input) {
   const c10::DeviceGuard guard(input.device());
   const Tensor x = input.contiguous(format);
   Tensor y = empty_output(x, request.output_sizes, format);
-  if (request.problem.out_elements() > 0)
+  if (request.problem.out_elements() > 0 && !planned(request.problem, PoolStep::avg_forward))
     kernels.avg_forward(request.problem, x.const_data_ptr(), y.mutable_data_ptr(), context_for(x));
   return y;
 }
@@ -297,7 +333,7 @@ Tensor mean_gradient(Request request, const Tensor& grad, bool channels_last) {
   const c10::DeviceGuard guard(grad.device());
   const Tensor gy = grad.contiguous(format);
   Tensor gx = empty_output(gy, request.input_sizes, format);
-  if (request.problem.in_elements() > 0)
+  if (request.problem.in_elements() > 0 && !planned(request.problem, PoolStep::avg_backward))
     kernels.avg_backward(request.problem, gy.const_data_ptr(), gx.mutable_data_ptr(),
                          context_for(gy));
   return gx;
@@ -404,6 +440,12 @@ Tensor adaptive_avg_pool_backward(const Tensor& grad, IntArrayRef input_size,
   const OpName op = name_of("adaptive_avg_pool", output_size, "_backward");
   return mean_gradient(adaptive_windows(input_size, output_size, op), grad, channels_last);
 }
+
+[[maybe_unused]] const bool plans_registered = register_planned_ops(
+    {"max_pool", "max_pool_backward", "max_pool_pick", "max_pool_indices", "avg_pool",
+     "avg_pool_backward", "adaptive_max_pool", "adaptive_max_pool_backward",
+     "adaptive_max_pool_pick", "adaptive_max_pool_indices", "adaptive_avg_pool",
+     "adaptive_avg_pool_backward"});
 
 void implement(torch::Library& m) {
   m.impl("max_pool", max_pool);

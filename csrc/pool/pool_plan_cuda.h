@@ -20,6 +20,7 @@
 
 #include "core/plan.h"
 #include "pool/pool.h"
+#include "pool/pool_axis.h"
 
 namespace weft {
 
@@ -42,111 +43,6 @@ enum class PoolStep : uint8_t {
 
 constexpr bool is_inverse(PoolStep step) {
   return step == PoolStep::max_backward || step == PoolStep::avg_backward;
-}
-
-// ---- one axis, in 32 bits ----------------------------------------------------------------------
-
-// The sources of one target on one axis: positions [begin, end).
-struct Reach {
-  int begin;
-  int end;
-  int place;  // forward: the window's place at `begin`
-  int count;  // forward: the axis' factor of the divisor
-};
-
-struct PoolAxis {
-  int in = 1;
-  int out = 1;
-  int size = 1;
-  int stride = 1;
-  int padding = 0;
-  int dilation = 1;
-  bool adaptive = false;
-  bool count_include_pad = true;
-
-  WEFT_HD int span() const { return dilation * (size - 1) + 1; }
-  WEFT_HD int first_input(int output) const {
-    return adaptive ? static_cast<int>(static_cast<unsigned>(output) * static_cast<unsigned>(in) /
-                                       static_cast<unsigned>(out))
-                    : output * stride - padding;
-  }
-};
-
-WEFT_HD Reach adaptive_reach(int target, int sources, int targets) {
-  const auto from = static_cast<unsigned>(sources);
-  const auto to = static_cast<unsigned>(targets);
-  const auto at = static_cast<unsigned>(target);
-  const int begin = static_cast<int>(at * from / to);
-  const int end = static_cast<int>(((at + 1) * from + to - 1) / to);
-  return {begin, end, 0, end - begin};
-}
-
-WEFT_HD Reach forward_reach(const PoolAxis& axis, int output) {
-  if (axis.adaptive) return adaptive_reach(output, axis.in, axis.out);
-  const int first = axis.first_input(output);
-  const int skipped = first >= 0 ? 0 : (-first + axis.dilation - 1) / axis.dilation;
-  const int left = axis.in - first;
-  int places = left <= 0 ? 0 : (left + axis.dilation - 1) / axis.dilation;
-  if (places > axis.size) places = axis.size;
-  // With ceil_mode a window may run past the padding; that part never counts.
-  const int limit = axis.in + (axis.count_include_pad ? axis.padding : 0);
-  const int last = first + axis.size < limit ? first + axis.size : limit;
-  const int count = last - (first < 0 && !axis.count_include_pad ? 0 : first);
-  if (places <= skipped) return {0, 0, skipped, count};
-  return {first + skipped * axis.dilation, first + (places - 1) * axis.dilation + 1, skipped,
-          count};
-}
-
-WEFT_HD Reach inverse_reach(const PoolAxis& axis, int input) {
-  if (axis.adaptive) return adaptive_reach(input, axis.out, axis.in);
-  const int padded = input + axis.padding;
-  const int begin = padded < axis.span() ? 0 : (padded - axis.span()) / axis.stride + 1;
-  int end = padded / axis.stride + 1;
-  if (end > axis.out) end = axis.out;
-  return begin < end ? Reach{begin, end, 0, 0} : Reach{0, 0, 0, 0};
-}
-
-// The source positions of targets [first, first + count): where they begin, and how many.
-struct Hull {
-  int begin;
-  int size;
-};
-
-WEFT_HD Hull hull_of(const PoolAxis& axis, bool inverse, int first, int count) {
-  const int last = first + count - 1;
-  const int extent = inverse ? axis.out : axis.in;
-  int begin;
-  int end;
-  if (axis.adaptive) {
-    const int targets = inverse ? axis.in : axis.out;
-    begin = adaptive_reach(first, extent, targets).begin;
-    end = adaptive_reach(last, extent, targets).end;
-  } else if (inverse) {
-    const int padded = first + axis.padding;
-    begin = padded < axis.span() ? 0 : (padded - axis.span()) / axis.stride + 1;
-    end = (last + axis.padding) / axis.stride + 1;
-  } else {
-    begin = axis.first_input(first);
-    end = axis.first_input(last) + axis.span();
-  }
-  begin = begin < 0 ? 0 : begin > extent ? extent : begin;
-  end = end > extent ? extent : end < begin ? begin : end;
-  return {begin, end - begin};
-}
-
-// The largest hull of `count` targets.
-inline int64_t largest_hull(const PoolAxis& axis, bool inverse, int64_t count) {
-  const int64_t sources = inverse ? axis.out : axis.in;
-  const int64_t targets = inverse ? axis.in : axis.out;
-  if (count >= targets) return sources;
-  int64_t size;
-  if (axis.adaptive)
-    size = ceil_div(count * sources, targets) + (sources % targets == 0 ? 0 : 1);
-  else if (inverse)
-    size = ceil_div(count - 1 + axis.span(), axis.stride);
-  else
-    size = (count - 1) * axis.stride + axis.span();
-  return std::min(size, sources);
 }
 
 // ---- the plan ----------------------------------------------------------------------------------
@@ -294,20 +190,6 @@ inline bool fits_axes(const PoolProblem& p) {
   return p.inner < kAxisLimit;
 }
 
-inline PoolAxis axis_of(const PoolProblem& p, int a) {
-  const PoolWindow& w = p.window[a];
-  PoolAxis axis;
-  axis.in = static_cast<int>(p.in[a]);
-  axis.out = static_cast<int>(p.out[a]);
-  axis.size = static_cast<int>(w.size);
-  axis.stride = static_cast<int>(w.stride);
-  axis.padding = static_cast<int>(w.padding);
-  axis.dilation = static_cast<int>(w.dilation);
-  axis.adaptive = w.adaptive();
-  axis.count_include_pad = p.count_include_pad;
-  return axis;
-}
-
 inline Search search_of(const PoolProblem& p, PoolStep step) {
   Search s{p,
            step,
@@ -338,7 +220,7 @@ inline bool cut(const Search& s, PoolTile& tile) {
     int64_t& extent = a == 0 ? next.d : a == 1 ? next.h : next.w;
     const int64_t parts = ceil_div(s.target[a], extent);
     const int64_t shorter = round_up(ceil_div(s.target[a], parts + ceil_div(parts, 4)), grain[a]);
-    // Even parts, and where rounding hides one more part, half.
+    // Quarters more of even parts; where rounding hides the first of them, half.
     const int64_t half = round_up(ceil_div(extent, 2), grain[a]);
     extent = shorter < extent ? shorter : half;
     if (next.elements() == tile.elements()) continue;
@@ -482,6 +364,51 @@ inline PoolPlan plan_pool(const PoolProblem& p, PoolStep step, const DeviceFacts
   plan.threads = static_cast<int>(std::clamp<int64_t>(
       round_up(work, 32), 32, plan.shared_bytes > kComfortableShared ? 512 : 256));
   return plan;
+}
+
+// ---- names -------------------------------------------------------------------------------------
+
+constexpr const char* name_of(PoolStep step) {
+  switch (step) {
+    case PoolStep::max_forward:
+    case PoolStep::max_forward_places:
+      return "max_pool";
+    case PoolStep::max_backward:
+      return "max_pool_backward";
+    case PoolStep::max_pick:
+      return "max_pool_pick";
+    case PoolStep::max_indices:
+      return "max_pool_indices";
+    case PoolStep::avg_forward:
+      return "avg_pool";
+    case PoolStep::avg_backward:
+      return "avg_pool_backward";
+  }
+  return "";
+}
+
+constexpr const char* name_of(PoolPlan::Path path) {
+  return path == PoolPlan::Path::tile ? "tile" : path == PoolPlan::Path::reduce ? "reduce" : "walk";
+}
+
+// The kernel that a plan launches, as launch reports name it.
+inline std::string kernel_of(const PoolProblem& p, PoolStep step, const PoolPlan& plan) {
+  const bool tile = plan.path == PoolPlan::Path::tile;
+  switch (step) {
+    case PoolStep::max_pick:
+    case PoolStep::max_indices:
+      return name_of(step);
+    case PoolStep::max_backward:
+      return tile ? "max_pool_backward_tile" : "max_pool_backward_walk";
+    case PoolStep::avg_backward:
+      return tile ? "avg_pool_tile" : "avg_pool_backward_walk";
+    default:
+      break;
+  }
+  const std::string suffix = plan.path != PoolPlan::Path::reduce ? name_of(plan.path)
+                             : p.inner == 1                      ? "reduce_rows"
+                                                                 : "reduce_channels";
+  return std::string(name_of(step)) + "_" + suffix;
 }
 
 }  // namespace weft

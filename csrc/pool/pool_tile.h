@@ -231,7 +231,7 @@ inline TileWalk walk_of(const PoolProblem& p, PoolStep step, const PoolPlan& pla
   walk.inner = static_cast<int>(p.inner);
   const int64_t tile[5] = {plan.tile.outer, plan.tile.d, plan.tile.h, plan.tile.w, plan.tile.c};
   for (int a = 0; a < 3; ++a) {
-    walk.axis[a] = pool_plan::axis_of(p, a);
+    walk.axis[a] = axis_of(p, a);
     walk.source[a] = walk.inverse ? p.out[a] : p.in[a];
     walk.target[a] = walk.inverse ? p.in[a] : p.out[a];
     walk.box[a] = static_cast<int>(plan.box[a]);

@@ -30,6 +30,7 @@ _load()
 
 from weft import functional, nn  # noqa: E402
 from weft.convert import convert, revert  # noqa: E402
+from weft.explain import explain  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["convert", "functional", "nn", "revert"]
+__all__ = ["convert", "explain", "functional", "nn", "revert"]

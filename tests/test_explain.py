@@ -1,0 +1,139 @@
+"""Launch plans and `weft.explain`: what would run, found without running it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import weft
+import weft.functional as W
+from weft import _C, nn
+from weft.testing import host_execution
+
+
+class Ceilings:
+    """A device of round numbers."""
+
+    def bytes_per_second(self) -> float:
+        return 1e9
+
+    def flops_per_second(self, dtype: torch.dtype) -> float:
+        return 1e12 if dtype == torch.float32 else 2e12
+
+
+# What is pooled, how, and the kernels of forward and backward.
+LAUNCHES: list[tuple[str, tuple[int, ...], bool, dict[str, Any], tuple[str, str]]] = [
+    ("max_pool2d", (2, 3, 17, 19), False, {"kernel_size": 3, "stride": 2}, ("tile", "tile")),
+    ("max_pool2d", (2, 24, 17, 19), True, {"kernel_size": 3, "stride": 2}, ("tile", "tile")),
+    ("max_pool2d", (2, 3, 40, 9), False, {"kernel_size": 2, "stride": 5}, ("walk", "walk")),
+    ("max_pool1d", (2, 3, 70), False, {"kernel_size": 7, "dilation": 3}, ("tile", "tile")),
+    ("max_pool2d", (1, 40, 40, 41), True, {"kernel_size": 17, "stride": 3}, ("tile", "tile")),
+    ("avg_pool3d", (1, 2, 6, 7, 9), False, {"kernel_size": 2}, ("tile", "tile")),
+    ("avg_pool2d", (1, 130, 9, 9), True, {"kernel_size": 3}, ("tile", "tile")),
+    ("adaptive_avg_pool2d", (2, 3, 40, 40), False, {"output_size": 1}, ("reduce", "tile")),
+    ("adaptive_max_pool2d", (2, 40, 40, 40), True, {"output_size": 1}, ("reduce", "tile")),
+    ("adaptive_max_pool2d", (2, 3, 13, 17), False, {"output_size": 5}, ("tile", "tile")),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "last", "window", "paths"), LAUNCHES)
+def test_plans_are_what_runs(
+    name: str, shape: tuple[int, ...], last: bool, window: dict, paths: tuple[str, str]
+) -> None:
+    x = torch.randn(shape)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    op = getattr(W, name)
+    plans = weft.explain(op, x, **window, backward=True, target="cuda")
+    with host_execution() as run:
+        y = op(x, **window)
+        torch.autograd.grad(y.sum(), x)
+    assert [p.path for p in plans] == list(paths)
+    assert [p.phase for p in plans] == ["forward", "backward"]
+    for plan, launch in zip(plans, run.launches, strict=True):
+        assert plan.kernel == launch.kernel
+        assert (plan.blocks, plan.threads) == (launch.blocks, launch.threads)
+        assert plan.shared_bytes == launch.shared_bytes
+        if plan.path == "tile":  # what a plan expects bounds what is counted
+            assert plan.least_bytes <= plan.bytes
+            assert launch.traffic <= 1.1 * plan.bytes + 64 * plan.blocks
+
+
+def test_problems_that_no_machine_holds() -> None:
+    """Billions of elements: nothing is allocated, and offsets do not overflow."""
+    x = torch.empty(1 << 22, 64, 112, 112, dtype=torch.bfloat16, device="meta")
+    (plan,) = weft.explain(W.max_pool2d, x, 3, 2, 1, target="cuda")
+    assert plan.least_bytes == x.numel() * 2 + x.numel() // 4 * 2
+    assert plan.flops == x.numel() // 4 * 9
+    assert 1 <= plan.bytes / plan.least_bytes <= 1.25
+    long = torch.empty(1, 1, 3 << 30, device="meta")
+    (plan,) = weft.explain(W.max_pool1d, long, 2, target="cuda")
+    assert plan.path == "walk"
+
+
+def test_shared_memory_stays_within_what_every_gpu_has() -> None:
+    for channels in (1, 3, 8, 20, 64, 1000):
+        for extent in (1, 7, 56, 300):
+            for kernel in (2, 3, 13, 31):
+                if kernel > extent:
+                    continue
+                for layout in (torch.contiguous_format, torch.channels_last):
+                    x = torch.empty(4, channels, extent, extent, device="meta")
+                    x = x.contiguous(memory_format=layout).requires_grad_()
+                    for op in (W.max_pool2d, W.avg_pool2d):
+                        plans = weft.explain(
+                            op, x, kernel, 1, kernel // 2, backward=True, target="cuda"
+                        )
+                        for plan in plans:
+                            assert plan.shared_bytes <= 96 * 1024
+                            assert plan.threads % 32 == 0
+                            assert 0 < plan.threads <= 512
+                            assert plan.blocks > 0
+
+
+def test_modules_and_ceilings() -> None:
+    model = torch.nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1))
+    before = [p.grad for p in model.parameters()]
+    plans = weft.explain(
+        model, torch.randn(2, 3, 12, 12), backward=True, target="cuda", ceilings=Ceilings()
+    )
+    ops = [(p.op, p.phase) for p in plans]
+    assert ops.index(("max_pool", "forward")) < ops.index(("max_pool_backward", "backward"))
+    assert ("conv", "forward") in ops
+    assert [p.grad for p in model.parameters()] == before
+    pool = next(p for p in plans if p.op == "max_pool")
+    assert pool.bound == "memory"
+    assert pool.seconds == pytest.approx(pool.bytes / 1e9)
+    conv = next(p for p in plans if p.op == "conv")
+    if conv.kernel is None:
+        assert (conv.flops, conv.bound, conv.seconds) == (None, None, None)
+        assert conv.bytes > 0
+
+
+def test_the_table() -> None:
+    text = str(weft.explain(nn.MaxPool2d(3, 2, 1), torch.randn(2, 8, 30, 30), target="cuda"))
+    for word in ("weft on cuda", "max_pool", "tile", "blocks", "KiB", "memory"):
+        assert word in text
+    assert "at best" not in text
+    x = torch.randn(2, 8, 30, 30)
+    assert "at best" in str(weft.explain(nn.MaxPool2d(3), x, ceilings=Ceilings()))
+
+
+def test_the_target() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert weft.explain(W.avg_pool2d, x, 2).target == _C.cpu_target()
+    with host_execution() as run:
+        plans = weft.explain(W.avg_pool2d, x, 2)
+    assert plans.target == "cuda-on-host"
+    assert run.launches == []  # nothing ran
+    with pytest.raises(ValueError, match="expected target 'cuda'"):
+        weft.explain(W.avg_pool2d, x, 2, target="tpu")
+
+
+def test_errors_are_those_of_the_call() -> None:
+    with pytest.raises(RuntimeError, match="stride"):
+        weft.explain(W.max_pool2d, torch.randn(1, 1, 8, 8), 2, 0)
+    W.max_pool2d(torch.randn(1, 1, 8, 8), 2)  # and no request stays open

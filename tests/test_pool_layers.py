@@ -175,6 +175,24 @@ def test_weighted_avg_pool_layer(device: torch.device) -> None:
     check_gradients(partial(W.weighted_avg_pool2d, kernel_size=2), small, weight, bias)
 
 
+def test_autocast(device: torch.device) -> None:
+    """Poolings take what the layer before gives, as torch's do; parameters follow."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3),
+        weft.nn.WeightedAvgPool2d(6, 2),
+        weft.nn.ChannelPool(2),
+        weft.nn.SpatialPyramidPool2d((1, 2)),
+        weft.nn.Maxout(15, 4),
+    ).to(device)
+    x = torch.randn(2, 3, 10, 10, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), model(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert model[1].weight.grad.dtype == torch.float32
+
+
 def test_weighted_avg_pool_bad_arguments(device: torch.device) -> None:
     x, weight = torch.randn(2, 6, 4, 4, device=device), torch.ones(6, device=device)
     for wrong in (weight[:5], weight[:, None], weight.double()):

@@ -408,6 +408,9 @@ def weighted_avg_pool2d(
     Raises:
         RuntimeError: for windows that do not fit, and parameters of another size or dtype.
     """
+    if torch.is_autocast_enabled(input.device.type):  # the layer before gave a half type
+        weight = weight.to(input.dtype)
+        bias = None if bias is None else bias.to(input.dtype)
     channels = input.shape[-3] if input.dim() >= 3 else 0
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:

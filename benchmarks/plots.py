@@ -83,10 +83,10 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     # The same file for the same numbers.
-    matplotlib.rcParams["svg.hashsalt"] = "weft"
+    matplotlib.rcParams.update({"svg.hashsalt": "weft", "svg.fonttype": "none"})
     colours = dict(
         zip(
-            [(d, layout) for d in ("float32", "bfloat16") for layout in LAYOUTS],
+            [(d, layout) for d in ("float32", "bfloat16") for layout in ("NCHW", "NHWC")],
             ("#1f4e79", "#7fa8d1", "#a8470f", "#e5a270"),
             strict=True,
         )

@@ -167,6 +167,31 @@ def test_uneven_axes(name: str, last: bool, device: torch.device) -> None:
             assert grad.stride() == x.stride()
 
 
+@each_max
+@each_last
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_width(name: str, last: bool, dtype: torch.dtype, device: torch.device) -> None:
+    """Rows, columns and channels around each vector width.
+
+    A maximum has torch's bits, and so has its gradient, where small integers are added up.
+    """
+    weft_op, native = OPS[name]
+    rank = rank_of(name)
+    windows: list[tuple[int, ...]] = [(1,), (2,)] if name in ADAPTIVE else [(1, 2), (3, 1, 1)]
+    for width in (1, 2, 15, 16, 17, 31, 32, 33, 64, 65):
+        channels, row = (width, 3) if last and rank > 1 else (2, width)
+        for extents in ((1, 1, row), (2, row, 1), (2, 3, row)):
+            x = torch.randint(-8, 9, (1, channels, *extents[-rank:]), device=device)
+            x = in_layout(x.to(dtype), rank, last).requires_grad_()
+            for window in windows:
+                expected, actual = native(x, *window), weft_op(x, *window)
+                assert torch.equal(actual, expected)
+                seed = torch.randint(-2, 3, expected.shape, device=device).to(dtype)
+                (a,) = torch.autograd.grad(actual, x, seed)
+                (e,) = torch.autograd.grad(expected, x, seed)
+                assert torch.equal(a, e)
+
+
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0]
 
 

@@ -434,3 +434,20 @@ def test_traffic_of_touching_boxes_is_small(last: bool) -> None:
     numbers = 8 * 5 * y.numel()  # of the regions, from cache
     assert launch.bytes_loaded == x.nbytes + numbers
     assert launch.traffic <= 1.25 * (x.nbytes + y.nbytes)
+
+
+@each_last
+@each_mode
+def test_traffic_of_the_gradient_is_small(mode: str, last: bool) -> None:
+    """A block reads each bin of its tile once, however many positions the bin has."""
+    x = in_layout(torch.randn(1, 64, 32, 32), 2, last).requires_grad_()
+    corners = [(16 * i, 16 * j) for i in range(2) for j in range(2)]
+    boxes = torch.tensor([[0, w, h, w + 15, h + 15] for w, h in corners], dtype=torch.float32)
+    y = W.roi_pool(x, boxes, 4, mode=mode)
+    seed = torch.randn_like(y)
+    with host_execution() as run:
+        (grad,) = torch.autograd.grad(y, x, seed)
+    (launch,) = run.launches
+    assert launch.bytes_stored == grad.nbytes
+    places = seed.numel() * 4 if mode == "max" else 0
+    assert launch.traffic <= 1.25 * (grad.nbytes + seed.nbytes + places)

@@ -1,12 +1,14 @@
-// Pooling over regions on CUDA: the window walk with a box per region, one thread per element.
+// Pooling over regions on CUDA: the window walk with a box per region.
 //
-// Forward: a thread owns one output and walks its bin. Backward: a thread owns one *input*, goes
-// through all regions in order and gathers from the bins that hold it, so nothing is atomic and the
-// bits never change (torchvision's backward adds atomically). Neighbouring threads own neighbouring
-// elements in memory: channels of a bin (channels-last), bins of a channel (contiguous). Forward is
-// bound by bytes: the outputs, and the map, whose positions in several regions come from cache.
-// Backward is bound by the test of each region against each position, one comparison of four
-// numbers that all threads of a warp share.
+// Forward: a thread owns one output and walks its bin. Neighbouring threads own neighbouring
+// elements in memory: channels of a bin (channels-last), bins of a channel (contiguous). Bound:
+// bytes, the outputs and the map, whose positions in several regions come from cache.
+// Backward: a block owns a tile of the map, each thread one channel of it. It goes through the
+// regions in order and adds the bins that meet the tile to sums in shared memory, each thread to
+// its own, so nothing is atomic, nothing waits and the bits never change (torchvision's backward
+// adds atomically). Bound: the regions' numbers, which each tile reads, and the bins that cross a
+// tile's edge, which several read. A thread per input, which gathers, read each bin as often as it
+// has positions.
 #include <limits>
 
 #include "device/device.h"
@@ -40,11 +42,17 @@ WEFT_DEVICE Region read_region(const RegionProblem& p, const int64_t* regions, i
   return make_region(p, load(r), load(r + 1), load(r + 2), load(r + 3), load(r + 4));
 }
 
-// The rows and columns of the bin that is output `e`.
-WEFT_DEVICE void bin_of(const RegionProblem& p, const Region& region, const Element& e, Range& rows,
-                        Range& columns) {
-  rows = bin_range(region.begin[0], region.extent[0], p.out[0], e.inner / p.out[1], p.in[0]);
-  columns = bin_range(region.begin[1], region.extent[1], p.out[1], e.inner % p.out[1], p.in[1]);
+struct Box {
+  Range rows, columns;
+};
+
+WEFT_DEVICE Box bin_of(const RegionProblem& p, const Region& region, int64_t bin) {
+  return {bin_range(region.begin[0], region.extent[0], p.out[0], bin / p.out[1], p.in[0]),
+          bin_range(region.begin[1], region.extent[1], p.out[1], bin % p.out[1], p.in[1])};
+}
+
+WEFT_DEVICE Range common(const Range& a, const Range& b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
 template <class T, bool kKeepPlaces>
@@ -54,8 +62,7 @@ WEFT_GLOBAL WEFT_HOT void region_max_forward(RegionProblem p, const T* x, const 
   if (index >= p.out_elements()) return;
   const Element e = split(p, index, p.bins());
   const Region region = read_region(p, regions, e.outer);
-  Range rows, columns;
-  bin_of(p, region, e, rows, columns);
+  const auto [rows, columns] = bin_of(p, region, e.inner);
   using Acc = accumulate_t<T>;
   Acc best = -std::numeric_limits<Acc>::infinity();
   int64_t place = -1;
@@ -72,25 +79,89 @@ WEFT_GLOBAL WEFT_HOT void region_max_forward(RegionProblem p, const T* x, const 
   if constexpr (kKeepPlaces) store(places + index, static_cast<int32_t>(place));
 }
 
+// ---- backward: tiles of the map --------------------------------------------------------------
+
+constexpr int kTileSide = 8;
+constexpr int kTilePositions = kTileSide * kTileSide;
+constexpr int kTileThreads = 128;
+
+// The part of the map that a thread owns, and its sums.
+template <class Acc>
+class Tile {
+ public:
+  WEFT_DEVICE explicit Tile(const RegionProblem& p)
+      : sums_(shared_.take<Acc>(kTilePositions * device::block_size()) + device::thread_index()) {
+    int64_t index = device::block_index();
+    const int64_t columns = ceil_div(p.in[1], kTileSide);
+    const int64_t rows = ceil_div(p.in[0], kTileSide);
+    const int64_t channels = ceil_div(p.channels, device::block_size());
+    span[1] = part(index % columns, p.in[1]);
+    index /= columns;
+    span[0] = part(index % rows, p.in[0]);
+    index /= rows;
+    channel = index % channels * device::block_size() + device::thread_index();
+    image = index / channels;
+    for (int i = 0; i < kTilePositions; ++i) sums_[i * device::block_size()] = 0;
+  }
+
+  WEFT_DEVICE bool holds(int64_t h, int64_t w) const {
+    return h >= span[0].begin && h < span[0].end && w >= span[1].begin && w < span[1].end;
+  }
+  WEFT_DEVICE Acc& at(int64_t h, int64_t w) {
+    return sums_[((h - span[0].begin) * kTileSide + w - span[1].begin) * device::block_size()];
+  }
+  template <class T>
+  WEFT_DEVICE void write(const RegionProblem& p, T* gx) {
+    for (int64_t h = span[0].begin; h < span[0].end; ++h)
+      for (int64_t w = span[1].begin; w < span[1].end; ++w)
+        store(gx + p.in_offset(image, channel, h * p.in[1] + w), narrow<T>(at(h, w)));
+  }
+
+  int64_t image;
+  int64_t channel;
+  Range span[2];  // rows, columns
+
+ private:
+  static WEFT_DEVICE Range part(int64_t index, int64_t extent) {
+    const int64_t begin = index * kTileSide;
+    return {begin, begin + kTileSide < extent ? begin + kTileSide : extent};
+  }
+
+  device::SharedMemory shared_;
+  Acc* sums_;
+};
+
+// Calls `add(region, output, bin)` for each bin that meets the tile, regions and bins in order.
+template <class Acc, class Add>
+WEFT_DEVICE void for_each_bin(const RegionProblem& p, const int64_t* regions, const Tile<Acc>& tile,
+                              const Add& add) {
+  for (int64_t k = 0; k < p.regions; ++k) {
+    const Region region = read_region(p, regions, k);
+    if (region.image != tile.image) continue;
+    const Range rows = bins_meeting(region.begin[0], region.extent[0], p.out[0], tile.span[0]);
+    const Range columns = bins_meeting(region.begin[1], region.extent[1], p.out[1], tile.span[1]);
+    for (int64_t i = rows.begin; i < rows.end; ++i)
+      for (int64_t j = columns.begin; j < columns.end; ++j) {
+        const int64_t bin = i * p.out[1] + j;
+        add(region, p.out_offset(k, tile.channel, bin), bin);
+      }
+  }
+}
+
 template <class T>
 WEFT_GLOBAL WEFT_HOT void region_max_backward(RegionProblem p, const T* gy, const int64_t* regions,
                                               const int32_t* places, T* gx) {
-  const int64_t index = global_thread();
-  if (index >= p.in_elements()) return;
-  const Element e = split(p, index, p.in_positions());
-  accumulate_t<T> sum = 0;
-  for (int64_t k = 0; k < p.regions; ++k) {
-    const Region region = read_region(p, regions, k);
-    if (region.image != e.outer) continue;
-    const Range bh = bins_covering(region.begin[0], region.extent[0], p.out[0], e.inner / p.in[1]);
-    const Range bw = bins_covering(region.begin[1], region.extent[1], p.out[1], e.inner % p.in[1]);
-    for (int64_t i = bh.begin; i < bh.end; ++i)
-      for (int64_t j = bw.begin; j < bw.end; ++j) {
-        const int64_t output = p.out_offset(k, e.channel, i * p.out[1] + j);
-        if (load(places + output) == e.inner) sum += widen(load(gy + output));
-      }
-  }
-  store(gx + index, narrow<T>(sum));
+  Tile<accumulate_t<T>> tile(p);
+  if (tile.channel >= p.channels) return;
+  for_each_bin(p, regions, tile, [&](const Region&, int64_t output, int64_t) {
+    const int32_t place = load(places + output);
+    if (place < 0) return;
+    const auto width = static_cast<int32_t>(p.in[1]);
+    const int32_t h = place / width;
+    const int32_t w = place % width;
+    if (tile.holds(h, w)) tile.at(h, w) += widen(load(gy + output));
+  });
+  tile.write(p, gx);
 }
 
 template <class T>
@@ -112,8 +183,7 @@ WEFT_GLOBAL WEFT_HOT void region_avg_forward(RegionProblem p, const T* x, const 
   if (index >= p.out_elements()) return;
   const Element e = split(p, index, p.bins());
   const Region region = read_region(p, regions, e.outer);
-  Range rows, columns;
-  bin_of(p, region, e, rows, columns);
+  const auto [rows, columns] = bin_of(p, region, e.inner);
   using Acc = accumulate_t<T>;
   Acc sum = 0;
   for (int64_t h = rows.begin; h < rows.end; ++h) {
@@ -129,29 +199,32 @@ WEFT_GLOBAL WEFT_HOT void region_avg_forward(RegionProblem p, const T* x, const 
 template <class T>
 WEFT_GLOBAL WEFT_HOT void region_avg_backward(RegionProblem p, const T* gy, const int64_t* regions,
                                               T* gx) {
-  const int64_t index = global_thread();
-  if (index >= p.in_elements()) return;
-  const Element e = split(p, index, p.in_positions());
   using Acc = accumulate_t<T>;
-  Acc sum = 0;
-  for (int64_t k = 0; k < p.regions; ++k) {
-    const Region region = read_region(p, regions, k);
-    if (region.image != e.outer) continue;
-    const Range bh = bins_covering(region.begin[0], region.extent[0], p.out[0], e.inner / p.in[1]);
-    const Range bw = bins_covering(region.begin[1], region.extent[1], p.out[1], e.inner % p.in[1]);
-    for (int64_t i = bh.begin; i < bh.end; ++i)
-      for (int64_t j = bw.begin; j < bw.end; ++j) {
-        const int64_t bin = i * p.out[1] + j;
-        Range rows, columns;
-        bin_of(p, region, {k, e.channel, bin}, rows, columns);
-        sum += widen(load(gy + p.out_offset(k, e.channel, bin))) /
-               static_cast<Acc>(area(rows, columns));
-      }
-  }
-  store(gx + index, narrow<T>(sum));
+  Tile<Acc> tile(p);
+  if (tile.channel >= p.channels) return;
+  for_each_bin(p, regions, tile, [&](const Region& region, int64_t output, int64_t bin) {
+    const Box box = bin_of(p, region, bin);
+    const Range rows = common(box.rows, tile.span[0]);
+    const Range columns = common(box.columns, tile.span[1]);
+    if (area(rows, columns) == 0) return;
+    const Acc gradient = widen(load(gy + output)) / static_cast<Acc>(area(box.rows, box.columns));
+    for (int64_t h = rows.begin; h < rows.end; ++h)
+      for (int64_t w = columns.begin; w < columns.end; ++w) tile.at(h, w) += gradient;
+  });
+  tile.write(p, gx);
 }
 
 // ---- launchers -------------------------------------------------------------------------------
+
+template <class Acc>
+device::Launch one_block_per_tile(const char* kernel, const RegionProblem& p,
+                                  const Context& context) {
+  const int64_t warps = ceil_div(p.channels < kTileThreads ? p.channels : kTileThreads, 32);
+  const int threads = static_cast<int>(warps * 32);
+  const int64_t tiles = ceil_div(p.in[0], kTileSide) * ceil_div(p.in[1], kTileSide);
+  return {kernel, p.images * ceil_div(p.channels, threads) * tiles, threads,
+          static_cast<int64_t>(sizeof(Acc)) * kTilePositions * threads, context.stream};
+}
 
 device::Launch one_thread_each(const char* kernel, int64_t elements, const Context& context) {
   return {kernel, ceil_div(elements, kThreads), kThreads, 0, context.stream};
@@ -170,9 +243,9 @@ void launch_max_forward(const RegionProblem& p, const void* x, const int64_t* re
 
 void launch_max_backward(const RegionProblem& p, const void* gy, const int64_t* regions,
                          const int32_t* places, void* gx, const Context& context) {
-  const auto config = one_thread_each("region_max_backward", p.in_elements(), context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const auto config = one_block_per_tile<accumulate_t<T>>("region_max_backward", p, context);
     device::launch(config, region_max_backward<T>, p, static_cast<const T*>(gy), regions, places,
                    static_cast<T*>(gx));
   });
@@ -200,9 +273,9 @@ void launch_avg_forward(const RegionProblem& p, const void* x, const int64_t* re
 
 void launch_avg_backward(const RegionProblem& p, const void* gy, const int64_t* regions, void* gx,
                          const Context& context) {
-  const auto config = one_thread_each("region_avg_backward", p.in_elements(), context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const auto config = one_block_per_tile<accumulate_t<T>>("region_avg_backward", p, context);
     device::launch(config, region_avg_backward<T>, p, static_cast<const T*>(gy), regions,
                    static_cast<T*>(gx));
   });

@@ -74,11 +74,12 @@ WEFT_HD int64_t area(const Range& rows, const Range& columns) {
   return (rows.end - rows.begin) * (columns.end - columns.begin);
 }
 
-// The bins along an axis that may hold `position`: those of the unclipped region.
-WEFT_HD Range bins_covering(int64_t begin, int64_t extent, int64_t bins, int64_t position) {
-  const int64_t offset = position - begin;
-  if (offset < 0 || offset >= extent) return {0, 0};
-  return {offset * bins / extent, ceil_div((offset + 1) * bins, extent)};
+// The bins along an axis that may hold one of `positions`.
+WEFT_HD Range bins_meeting(int64_t begin, int64_t extent, int64_t bins, const Range& positions) {
+  const int64_t first = positions.begin < begin ? begin : positions.begin;
+  const int64_t last = (positions.end < begin + extent ? positions.end : begin + extent) - 1;
+  if (first > last) return {0, 0};
+  return {(first - begin) * bins / extent, ceil_div((last - begin + 1) * bins, extent)};
 }
 
 // Pointers are to elements of `dtype`; `regions` is [regions, 5].

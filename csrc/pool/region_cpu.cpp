@@ -213,7 +213,7 @@ void backward(const RegionProblem& p, const int64_t* regions, T* gx, const Conte
   const int64_t positions = p.in_positions();
   const int64_t blocks = ceil_div(p.channels, kChannels<T>);
   parallel_for(context, p.images * blocks, 1, [&](int64_t begin, int64_t end) {
-    Scratch<A> sums(positions * kChannels<T>);
+    Scratch<A> sums(positions * (blocks > 1 ? kChannels<T> : p.channels));
     for (int64_t item = begin; item < end; ++item) {
       const int64_t image = item / blocks;
       const int64_t channel = item % blocks * kChannels<T>;

@@ -362,9 +362,13 @@ def channel_pool(
         )
     stride = kernel_size if stride is None else stride
     if moved.is_contiguous():  # the channels of a position lie side by side
-        rows = moved.reshape(moved.numel() // channels, 1, channels)
+        touching = stride == kernel_size and channels % kernel_size == 0
+        # Groups that touch run on from position to position of a map's row.
+        row = moved.shape[-2] * channels if touching and moved.dim() > 2 else channels
+        rows = moved.reshape(moved.numel() // max(row, 1), 1, row)
         y = _pooled_windows(rows, (kernel_size,), (stride,), mode, ceil_mode)
-        return y.reshape(*moved.shape[:-1], y.shape[-1]).movedim(-1, dim)
+        outputs = y.shape[-1] * channels // row
+        return y.reshape(*moved.shape[:-1], outputs).movedim(-1, dim)
     axis = dim % input.dim()
     before, behind = input.shape[:axis], input.shape[axis + 1 :]
     planes = input.reshape(math.prod(before), 1, channels, math.prod(behind))
@@ -404,6 +408,9 @@ def weighted_avg_pool2d(
     Raises:
         RuntimeError: for windows that do not fit, and parameters of another size or dtype.
     """
+    if torch.is_autocast_enabled(input.device.type):  # the layer before gave a half type
+        weight = weight.to(input.dtype)
+        bias = None if bias is None else bias.to(input.dtype)
     channels = input.shape[-3] if input.dim() >= 3 else 0
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is None:

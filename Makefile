@@ -18,6 +18,7 @@ bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
 	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
+	$(BIN)/python benchmarks/workloads/dates.py --json benchmarks/results/latest_dates.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
 # Pooling over sizes, as docs/pooling.md shows it.

@@ -18,7 +18,7 @@ from weft.bench import measure as measuring
 from weft.bench import report
 from weft.bench import rows as row_data
 from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
-from weft.bench.rows import CellRow, ConvRow, Cost, PoolRow, rows
+from weft.bench.rows import CellRow, ConvRow, Cost, LayerRow, PoolRow, rows
 from weft.bench.unlisted import GENERATORS, unlisted
 
 CPU = torch.device("cpu")
@@ -122,6 +122,33 @@ def test_cell_cost_by_hand() -> None:
     assert row.cost("f") == Cost(4 * (50 + 240), 2 * 2 * 200)
     assert row.cost("fb").bytes == 4 * (50 + 240) + 4 * (20 + 30 + 200 + 30 + 240)
     assert CellRow("gru_cell", F32, "", True, 2, 5).cost("f").flops == 2 * 2 * 150
+
+
+@pytest.mark.parametrize("op", ["lstm", "gru", "rnn"])
+def test_layer_cost_by_hand(op: str) -> None:
+    # x and y of 4·2·5, the last states; weights 2·(gates·5·5) and biases 2·(gates·5) a layer.
+    gates, states = {"lstm": (4, 2), "gru": (3, 1), "rnn": (1, 1)}[op]
+    row = LayerRow(op, F32, "", True, 4, 2, 5, 2)
+    parameters, weights = 2 * gates * 60, 2 * gates * 50
+    assert row.cost("f") == Cost(4 * (40 + parameters + 40 + 2 * states * 10), 2 * 8 * weights)
+    assert row.cost("fb").bytes == row.cost("f").bytes + 4 * (40 + 40 + weights + 40 + parameters)
+    assert row.cost("fbb").flops == 3 * row.cost("fb").flops
+    padded = dataclasses.replace(row, batch=4, padded=True)
+    assert padded.lengths.tolist() == [1, 1, 2, 3]
+    assert padded.cost("f").flops == 2 * 7 * weights
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_layer_rows_are_measured_in_every_direction(padded: bool) -> None:
+    row = LayerRow("gru", F32, "", True, 3, 4, 5, padded=padded, twice=True)
+    assert row.directions == ("f", "fb", "fbb")
+    for direction in row.directions:
+        problem = Problem(row, direction, CPU)
+        ours, theirs = (problem.call(library)(0) for library in ("weft", "native"))
+        flat = torch.utils._pytree.tree_leaves
+        assert all(
+            torch.allclose(a, b, atol=1e-4) for a, b in zip(flat(ours), flat(theirs), strict=False)
+        )
 
 
 def test_a_layer_that_weft_lacks_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import characters
 import common
+import dates
 import digits
 import regions
 
@@ -64,9 +66,47 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
     assert samples[0] == samples[1] != samples[2]
 
 
+@pytest.mark.parametrize("reverse_source", [False, True])
+def test_date_curves_agree(reverse_source: bool) -> None:
+    found = dates.run(updates=3, check_exact=False, reverse_source=reverse_source)
+    assert found["weft_losses"][-1] < found["weft_losses"][0]
+    assert set(found["exact"]) == set(common.LIBRARIES)
+
+
+def test_dates_are_what_people_write() -> None:
+    sources, targets = dates.pairs()
+    assert sources.shape == (dates.SOURCE_LENGTH, 73049)
+    assert len({dates.text(targets[:, n]) for n in range(1000)}) == 1000
+    for n in range(20):
+        text = "".join(dates.SOURCE_CHARACTERS[i] for i in sources[:, n].tolist())
+        day = datetime.date.fromisoformat(dates.text(targets[:, n]))
+        assert str(day.year) in text
+        assert str(day.day) in text
+
+
+def test_a_beam_that_holds_everything_finds_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    characters_ = len(dates.TARGET_CHARACTERS)
+    monkeypatch.setattr(dates, "TARGET_LENGTH", 2)
+    torch.manual_seed(20)
+    model = dates.Writer(reverse_source=False)
+    for parameter in model.parameters():
+        parameter.data *= 4
+    source = dates.pairs()[0][:, :3]
+    texts = torch.cartesian_prod(torch.arange(characters_), torch.arange(characters_))
+    for n in range(3):
+        repeated = source[:, n : n + 1].expand(-1, len(texts))
+        with torch.no_grad():
+            chances = model(repeated, texts.t()).log_softmax(2)
+        score = chances.gather(2, texts.t().unsqueeze(2)).sum((0, 2))
+        found = dates.beam_search(model, source[:, n : n + 1], characters_)
+        assert found[:, 0].tolist() == texts[score.argmax()].tolist()
+
+
 def test_promises_that_are_not_kept_are_errors() -> None:
     with pytest.raises(AssertionError, match=r"knows .*% of the test digits"):
         digits.run(updates=1)
+    with pytest.raises(AssertionError, match=r"writes .*% of the unseen dates right"):
+        dates.run(updates=1)
     with pytest.raises(AssertionError, match="the last loss is"):
         characters.run("GRU", 1, updates=1, sample_length=1)
 

@@ -1,4 +1,4 @@
-"""What both workloads share: training two models side by side, and judging their curves.
+"""What the workloads share: training two models side by side, and judging their curves.
 
 One model runs on PyTorch's layers, the other on weft's (`weft.convert`). They start from equal
 parameters and see equal batches, in turn, so that their losses can be compared step by step and
@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two loss curves may be apart, relative to the native one.
+    """How far two loss curves may be apart, relative to the native one (at least to `floor`).
 
     Both round differently, and training amplifies it from step to step. So the first steps must
     agree to a few roundings of float32, and the whole curve to what a plot can show.
@@ -50,6 +50,7 @@ class Agreement:
     early_steps: int
     early: float
     late: float
+    floor: float = 1e-2
 
     def check(self, runs: dict[str, Run]) -> dict[str, float]:
         """The largest relative difference, early and over all steps.
@@ -58,7 +59,7 @@ class Agreement:
             AssertionError: if one exceeds its bound.
         """
         native, ours = (torch.tensor(runs[name].losses, dtype=torch.float64) for name in LIBRARIES)
-        difference = (ours - native).abs() / native.abs().clamp(min=1e-2)
+        difference = (ours - native).abs() / native.abs().clamp(min=self.floor)
         found = {
             "early": float(difference[: self.early_steps].max()),
             "late": float(difference.max()),

@@ -23,6 +23,7 @@ from torch import Tensor
 import weft.functional
 from weft import _C, facts, reference, testing
 from weft.bench.report import console, progress_bar
+from weft.rnn_layer import rnn_layer
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -256,6 +257,43 @@ def _cell(name: str, native: Callable[..., Any], gates: int, states: int) -> Sub
     )
 
 
+@dataclass(frozen=True)
+class LayerSubject(Subject):
+    """A recurrent layer: `weft.rnn_layer` in the place of a function of `weft.functional`."""
+
+    def weft(self, *tensors: Tensor, **options: Any) -> Any:
+        x, state, *weights = self.pack(*tensors)
+        cell = "rnn_tanh" if self.name == "rnn" else self.name
+        output, final = rnn_layer(cell, x, state, *weights, **options)
+        return output, *final
+
+    def torch(self, *tensors: Tensor, **options: Any) -> Any:
+        """torch's cell, step by step: its layers have no half types here, and no lengths."""
+        x, state, *weights = self.pack(*tensors)
+        outputs = []
+        for step in x:
+            found = self.native(step, state if len(state) == 2 else state[0], *weights)
+            state = found if len(state) == 2 else (found,)
+            outputs.append(state[0])
+        return torch.stack(outputs), *state
+
+
+def _layer(name: str, native: Callable[..., Any], gates: int, states: int) -> LayerSubject:
+    def problem(steps: int, batch: int, inputs: int, hidden: int) -> Problem:
+        weights = [(gates * hidden, inputs), (gates * hidden, hidden), *2 * [(gates * hidden,)]]
+        return Problem(((steps, batch, inputs), *states * [(batch, hidden)], *weights))
+
+    return LayerSubject(
+        "rnn",
+        name,
+        native,
+        (problem(7, 5, 24, 33), problem(6, 1, 40, 64), problem(4, 20, 40, 96)),
+        (problem(3, 2, 3, 2), problem(2, 1, 2, 3)),
+        parameters=4,
+        pack=lambda x, *rest: (x, rest[:states], *rest[states:]),
+    )
+
+
 SUBJECTS: tuple[Subject, ...] = (
     *(
         _pool(kind, rank)
@@ -270,6 +308,9 @@ SUBJECTS: tuple[Subject, ...] = (
     _cell("lstm_cell", torch.lstm_cell, 4, 2),
     _cell("gru_cell", torch.gru_cell, 3, 1),
     _cell("rnn_cell", torch.rnn_tanh_cell, 1, 1),
+    _layer("lstm", torch.lstm_cell, 4, 2),
+    _layer("gru", torch.gru_cell, 3, 1),
+    _layer("rnn", torch.rnn_tanh_cell, 1, 1),
 )
 
 

@@ -15,7 +15,7 @@ def _check_rank(cell: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{cell}: Expected {name} to be 1D or 2D, got {value.dim()}D instead")
 
 
-def _parameters(cell: torch.nn.RNNCellBase) -> tuple[Tensor, ...]:
+def _parameters(cell: torch.nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(w_ih, w_hh, b_ih, b_hh); four attributes of a module cost as much as a small step."""
     own: Any = cell._parameters
     try:

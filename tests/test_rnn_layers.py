@@ -23,9 +23,9 @@ from harness import (
     sliced,
 )
 from weft import _C
-from weft.rnn_layer import GATES, _steps, rnn_layer
+from weft.rnn_layer import GATES, rnn_layer
 
-CELLS = list(GATES)
+CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 NATIVE = {
     "lstm": torch.nn.LSTM,
     "gru": torch.nn.GRU,
@@ -229,34 +229,7 @@ def test_double_backward_matches_native(cell: str, device: torch.device) -> None
     torch.testing.assert_close(penalty(flat(cell)), penalty(reference(cell)))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_single_steps_are_the_layer(cell: str, device: torch.device) -> None:
-    """What double backward is made of gives the layer's own values."""
-    x, *rest = problem(cell, (4, 3, 2, 5), device=device, grad=False)
-    lengths = torch.tensor([4, 0, 2], device=device)
-    state = rest[:2] if cell == "lstm" else [rest[0], None]
-    steps = _steps(x, *state, *rest[-4:], lengths, cell, True)
-    torch.testing.assert_close(steps, flat(cell, lengths, True)(x, *rest))
-
-
 # ---- dispatcher, compiler, transforms ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_opcheck(cell: str, device: torch.device) -> None:
-    x, h, *rest = problem(cell, (3, 2, 4, 5), device=device, grad=False)
-    c, *weights = rest if cell == "lstm" else [None, *rest]
-    lengths = torch.tensor([3, 1], device=device)
-    ops = torch.ops.weft
-    kinds = ("test_schema", "test_faketensor")
-    for keep in (True, False):
-        arguments = (x, h, c, *weights, lengths, cell, keep, keep)
-        torch.library.opcheck(ops.rnn_layer, arguments, test_utils=kinds)
-    output, _, c_n, cells, gates = ops.rnn_layer(x, h, c, *weights, None, cell, False, True)
-    wanted = [True, True, cell == "lstm", True, True, False, True]
-    grads = (output, None, c_n if cell == "lstm" else None)
-    arguments = (*grads, x, h, c, *weights[:2], output, cells, gates, None, cell, False, wanted)
-    torch.library.opcheck(ops.rnn_layer_gradients, arguments, test_utils=kinds)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -1,12 +1,18 @@
 // One direction of one recurrent layer over a whole sequence, as plain data.
 //
-// The steps are those of the cells in rnn.h; the input's products W_ih x of all steps are made
-// before. `lengths` [B] (or null) says how many steps each row has: beyond them its output is zero
-// and its state stays as it was. A reversed layer begins at step T - 1, so a row's state stays the
-// initial one down to its own last step.
+// The input's products W_ih x of all steps are made before; a step is then the hidden state's
+// product and a cell of rnn_layer_cells.h. Which steps a row takes:
+//   `lengths` [B]     beyond its length a row's output is zero and its state stays as it was. A
+//                     reversed layer begins at step T - 1, so a row's state stays the initial one
+//                     down to its own last step.
+//   `resets` [T, B]   where true, the step starts from zeros, and no gradient passes it.
+//   `dropout` [B, H]  multiplies the state as the product with W_hh sees it, the same at all steps.
+//   zoneout           a state z of old and 1 - z of new: z is 0 or 1 from `zone_h`, `zone_c`
+//                     [T, B, H], or where those are null the problem's `zoneout` itself.
 //
-// Sums of the input's product: LSTM i, f, g, o; GRU r, z, n; Elman one. Kept gates [T, B, 4, H] as
-// in rnn.h; an Elman layer keeps its output alone.
+// Everything may be run on dual numbers (cell_math.h): each tensor then comes with its derivative.
+// The gradient of <u, backward(g)> is found so: forward in the direction u gives the part of g, and
+// backward of those dual numbers the parts of everything else.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +22,15 @@
 
 namespace weft {
 
-enum class LayerCell : uint8_t { lstm, gru, tanh, relu };
+enum class LayerCell : uint8_t {
+  lstm,
+  lstm_peephole,           // the output gate sees the new cell
+  lstm_peephole_previous,  // all gates see the old one
+  lstm_coupled,
+  gru,
+  tanh,
+  relu
+};
 
 struct LayerProblem {
   DType dtype = DType::f32;
@@ -25,50 +39,81 @@ struct LayerProblem {
   int64_t batch = 0;   // B
   int64_t hidden = 1;  // H
   bool reverse = false;
+  double zoneout = 0;
+  bool dual = false;  // float32 and float64 only
 
-  constexpr int64_t gates() const {
-    return cell == LayerCell::lstm ? 4 : cell == LayerCell::gru ? 3 : 1;
+  constexpr bool has_cell() const { return cell <= LayerCell::lstm_coupled; }
+  constexpr bool has_peephole() const {
+    return cell == LayerCell::lstm_peephole || cell == LayerCell::lstm_peephole_previous;
   }
+  constexpr bool is_elman() const { return cell >= LayerCell::tanh; }
+  // Rows of W_hh for one unit: the sums of a step.
+  constexpr int64_t gates() const {
+    return is_elman() ? 1 : cell == LayerCell::gru || cell == LayerCell::lstm_coupled ? 3 : 4;
+  }
+  // What a step keeps of one unit for backward.
+  constexpr int64_t kept() const { return cell == LayerCell::gru ? 4 : gates(); }
   constexpr int64_t units() const { return batch * hidden; }
   // The time of the s-th step.
   WEFT_HD constexpr int64_t time(int64_t s) const { return reverse ? steps - 1 - s : s; }
 };
 
-// Pointers are to contiguous elements of `dtype` unless said otherwise; "wide" is the accumulation
-// type of `dtype`.
+// Contiguous elements of the problem's dtype, unless said otherwise, and their derivatives where
+// the problem is dual; "wide" is the accumulation type. A null derivative reads as zeros.
+struct Numbers {
+  const void* value = nullptr;
+  const void* derivative = nullptr;
+};
+struct NumbersOut {
+  void* value = nullptr;
+  void* derivative = nullptr;
+
+  operator Numbers() const { return {value, derivative}; }
+};
+
+// Which steps are taken, and what of the state passes from one to the next; all may be null.
+struct LayerMasks {
+  const int64_t* lengths = nullptr;  // [B]
+  const bool* resets = nullptr;      // [T, B]
+  const void* dropout = nullptr;     // [B, H]
+  const void* zone_h = nullptr;      // [T, B, H]
+  const void* zone_c = nullptr;      // [T, B, H]
+};
 
 struct LayerForward {
-  const void* h0;    // [B, H]
-  const void* c0;    // [B, H]; LSTM only
-  const void* w_hh;  // [gates * H, H]
-  const void* b_ih;  // [gates * H] or null
-  const void* b_hh;  // [gates * H] or null
-  const int64_t* lengths;
-  const void* sums;   // wide [T, B, ...]: W_ih x; may be the memory of `gates`
-  int64_t sums_row;   // elements from one row of sums to the next
-  void* output;       // [T, B, H]
-  void* h_n;          // [B, H]
-  void* c_n;          // [B, H]; LSTM only
-  void* cells;        // [T, B, H]; LSTM only; not written if null
-  void* gates;        // [T, B, 4, H]; LSTM and GRU only; not written if null
-  void* states;       // [2, B, H]; work memory of CUDA targets
-  void* cell_states;  // [2, B, H]; the same, LSTM only
+  Numbers h0;        // [B, H]
+  Numbers c0;        // [B, H]; cells with c only
+  Numbers w_hh;      // [gates * H, H]
+  Numbers b_ih;      // [gates * H] or null
+  Numbers b_hh;      // [gates * H] or null
+  Numbers peephole;  // [3 * H]
+  LayerMasks masks;
+  Numbers sums;            // wide [T, B, ...]: W_ih x; may be the memory of `gates`
+  int64_t sums_row;        // elements from one row of sums to the next
+  NumbersOut output;       // [T, B, H]
+  NumbersOut h_n;          // [B, H]
+  NumbersOut c_n;          // [B, H]; cells with c only
+  NumbersOut cells;        // [T, B, H]; cells with c only; not written if null
+  NumbersOut gates;        // [T, B, kept, H]; not written if null
+  NumbersOut states;       // [2, B, H]; work memory of CUDA targets
+  NumbersOut cell_states;  // [2, B, H]; the same, cells with c only
 };
 
 struct LayerBackward {
-  const void* grad_output;  // [T, B, H] or null
-  const void* gates;        // [T, B, 4, H]; LSTM and GRU
-  const void* cells;        // [T, B, H]; LSTM
-  const void* c0;           // [B, H]; LSTM
-  const void* h_before;     // [T, B, H], the state before each step; GRU
-  const void* output;       // [T, B, H]; Elman
-  const void* w_hh;         // [gates * H, H]
-  const int64_t* lengths;
-  void* grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih
-  void* grad_hidden_sums;  // the same of W_hh h + b_hh; GRU only, elsewhere they are equal
-  void* grad_h;            // wide [B, H]: in, of the last state; out, of the first
-  void* grad_c;            // the same of c; LSTM only
-  void* direct;            // wide [B, H]; work memory of CUDA targets
+  Numbers grad_output;  // [T, B, H] or null
+  Numbers gates;        // [T, B, kept, H]
+  Numbers cells;        // [T, B, H]; cells with c only
+  Numbers c0;           // [B, H]; cells with c only
+  Numbers h_before;     // [T, B, H], the state before each step; GRU
+  Numbers w_hh;         // [gates * H, H]
+  Numbers peephole;     // [3 * H]
+  LayerMasks masks;
+  NumbersOut grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih
+  NumbersOut grad_hidden_sums;  // the same of W_hh h + b_hh; GRU only, elsewhere they are equal
+  NumbersOut grad_h;            // wide [B, H]: in, of the last state; out, of the first
+  NumbersOut grad_c;            // the same of c; cells with c only
+  NumbersOut grad_peephole;     // wide [B, 3, H]: in, zeros; out, the sum over the steps
+  NumbersOut direct;            // wide [B, H]; work memory of CUDA targets
 };
 
 struct LayerKernels {

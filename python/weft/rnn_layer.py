@@ -1,26 +1,38 @@
-"""Recurrent layers over whole sequences: autograd Function and the functional form.
+"""Recurrent layers over whole sequences: autograd Functions and the functional form.
 
-One direction of one layer is one op for all steps, and its backward another; so what
-`torch.compile` sees does not grow with the number of steps. Where backward itself is to be
-differentiated, it is made again of single steps (`weft.rnn`), which are differentiable as often as
-one likes.
+One direction of one layer is one op for all steps, its backward another, and the backward of that a
+third, which runs the same kernels on dual numbers; so what `torch.compile` sees does not grow with
+the number of steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weft import rnn
 from weft.autograd import Function, autocast_arguments, needs_grad
 
 _ops = torch.ops.weft
 _rnn_layer = _ops.rnn_layer.default
 _rnn_layer_gradients = _ops.rnn_layer_gradients.default
+_rnn_layer_double_backward = _ops.rnn_layer_double_backward.default
 
-GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+# Rows of the weights for one hidden unit.
+GATES = {
+    "lstm": 4,
+    "lstm_peephole": 4,
+    "lstm_peephole_previous": 4,
+    "lstm_coupled": 3,
+    "gru": 3,
+    "rnn_tanh": 1,
+    "rnn_relu": 1,
+}
+
+# Arguments of a layer that have a gradient, and masks that have none.
+_TENSORS, _MASKS = 8, 5
 
 
 # ---- fake implementations ------------------------------------------------------------------------
@@ -28,108 +40,83 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 @torch.library.register_fake("weft::rnn_layer")
 def _(
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    lengths: Tensor | None,
-    cell: str,
-    reverse: bool,
-    keep: bool,
+    input: Tensor, h0: Tensor, c0: Tensor | None, w_ih: Tensor, w_hh: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    zoneout, cell, _reverse, keep = rest[-4:]
     steps, batch, _ = input.shape
     hidden = w_hh.shape[1]
-    is_lstm = cell == "lstm"
+    kept = 4 if cell == "gru" else GATES[cell]
+    keeps_gates = keep and (kept > 1 or zoneout > 0)
     return (
         input.new_empty((steps, batch, hidden)),
         input.new_empty((batch, hidden)),
-        input.new_empty((batch if is_lstm else 0, hidden)),
-        input.new_empty((steps if keep and is_lstm else 0, batch, hidden)),
-        input.new_empty((steps if keep and GATES[cell] > 1 else 0, batch, 4 * hidden)),
+        input.new_empty((batch if c0 is not None else 0, hidden)),
+        input.new_empty((steps if keep and c0 is not None else 0, batch, hidden)),
+        input.new_empty((steps if keeps_gates else 0, batch, kept * hidden)),
     )
 
 
+def _argument_sizes(input: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor) -> list[Any]:
+    rows, hidden = w_hh.shape
+    return [
+        input.shape,
+        h0.shape,
+        h0.shape,
+        w_ih.shape,
+        w_hh.shape,
+        (rows,),
+        (rows,),
+        (3 * hidden,),
+    ]
+
+
+def _wanted(like: Tensor, sizes: list[Any], wanted: list[bool]) -> tuple[Tensor, ...]:
+    pairs = zip(sizes, wanted, strict=True)
+    return tuple(like.new_empty(size if asked else (0,)) for size, asked in pairs)
+
+
 @torch.library.register_fake("weft::rnn_layer_gradients")
-def _(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    output: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    lengths: Tensor | None,
-    cell: str,
-    reverse: bool,
-    wanted: list[bool],
-) -> list[Tensor]:
-    rows = (w_hh.shape[0],)
-    sizes = [input.shape, h0.shape, h0.shape, w_ih.shape, w_hh.shape, rows, rows]
-    return [input.new_empty(size) for size, asked in zip(sizes, wanted, strict=True) if asked]
+def _(*args: Any) -> tuple[Tensor, ...]:
+    input, h0, _, w_ih, w_hh = args[3:8]
+    return _wanted(input, _argument_sizes(input, h0, w_ih, w_hh), args[-1])
+
+
+@torch.library.register_fake("weft::rnn_layer_double_backward")
+def _(*args: Any) -> tuple[Tensor, ...]:
+    input, h0, _, w_ih, w_hh = args[11:16]
+    whole = (*input.shape[:2], w_hh.shape[1])
+    sizes = [whole, h0.shape, h0.shape, *_argument_sizes(input, h0, w_ih, w_hh)]
+    return _wanted(input, sizes, args[-1])
 
 
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-def _steps(
-    input: Tensor,
-    h: Tensor,
-    c: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    lengths: Tensor | None,
-    cell: str,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    """The layer as single steps: (output, h_n) or (output, h_n, c_n)."""
-    weights = (w_ih, w_hh, b_ih, b_hh)
-    steps = input.shape[0]
-    outputs: list[Tensor] = []
-    for time in reversed(range(steps)) if reverse else range(steps):
-        c_next = c
-        if c is not None:
-            h_next, c_next = rnn.lstm_cell(input[time], (h, c), *weights)
-        elif cell == "gru":
-            h_next = rnn.gru_cell(input[time], h, *weights)
-        else:
-            h_next = rnn.rnn_cell(input[time], h, *weights, cell.removeprefix("rnn_"))
-        output = h_next
-        if lengths is not None:
-            inside = (time < lengths).unsqueeze(1)
-            output = torch.where(inside, h_next, 0)
-            h_next = torch.where(inside, h_next, h)
-            c_next = None if c is None or c_next is None else torch.where(inside, c_next, c)
-        h, c = h_next, c_next
-        outputs.append(output)
-    if reverse:
-        outputs.reverse()
-    whole = torch.stack(outputs) if outputs else input.new_empty((0, *h.shape))
-    return (whole, h) if c is None else (whole, h, c)
+def _spread(found: Any, wanted: Any) -> Iterator[Any]:
+    """`found` where `wanted` is true, None elsewhere."""
+    results = iter(found)
+    return (next(results) if asked else None for asked in wanted)
 
 
 class RNNLayer(Function):
-    """(output, h_n, c_n, kept cells, kept gates); c_n of a cell without c is empty."""
+    """(output, h_n, c_n, kept cells, kept gates); c_n of a cell without c is empty.
+
+    Arguments: those of the op, the last being whether backward computes the gates again.
+    """
 
     @staticmethod
     def compute(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return _rnn_layer(*args, True)
+        *arguments, recompute = args
+        return _rnn_layer(*arguments, not recompute)
 
     @staticmethod
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.cell, ctx.reverse = args
+        *tensors, ctx.zoneout, ctx.cell, ctx.reverse, ctx.recompute = args
         output, _, _, cells, gates = outputs
+        kept = (None, None, None) if ctx.recompute else (output, cells, gates)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(cells, gates)
-        ctx.save_for_backward(*tensors, output, cells, gates)
+        ctx.save_for_backward(*tensors, *kept)
 
     @staticmethod
     def backward(
@@ -139,54 +126,56 @@ class RNNLayer(Function):
         grad_c_n: Tensor | None,
         *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        *tensors, lengths, output, cells, gates = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:7])
-        none = (None, None, None)  # lengths, cell, reverse
-        if torch.is_grad_enabled():
-            return (*_gradients_of_steps(ctx, (grad_output, grad_h_n, grad_c_n)), *none)
-        input, h0, c0, w_ih, w_hh, *_biases = tensors
-        found = iter(
-            _rnn_layer_gradients(
-                grad_output,
-                grad_h_n,
-                None if c0 is None else grad_c_n,  # the compiler fills it with zeros
-                input,
-                h0,
-                c0,
-                w_ih,
-                w_hh,
-                output,
-                cells,
-                gates,
-                lengths,
-                ctx.cell,
-                ctx.reverse,
-                wanted,
-            )
+        *tensors, output, cells, gates = ctx.saved_tensors
+        how = (ctx.zoneout, ctx.cell, ctx.reverse)
+        if ctx.recompute:
+            with torch.no_grad():
+                output, _, _, cells, gates = _rnn_layer(*tensors, *how, True)
+        if tensors[2] is None:
+            grad_c_n = None  # the compiler fills it with zeros
+        wanted = ctx.needs_input_grad[:_TENSORS]
+        call = RNNLayerGradients.apply if torch.is_grad_enabled() else RNNLayerGradients.compute
+        found = call(grad_output, grad_h_n, grad_c_n, *tensors, output, cells, gates, *how, wanted)
+        return (*_spread(found, wanted), *(None,) * (_MASKS + 4))
+
+
+class RNNLayerGradients(Function):
+    """Those gradients of a layer's arguments that are wanted."""
+
+    @staticmethod
+    def compute(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, zoneout, cell, reverse, wanted = args
+        grads, (input, h0, c0, w_ih, w_hh, _, _, peephole), masks, kept = (
+            tensors[:3],
+            tensors[3:11],
+            tensors[11:16],
+            tensors[16:],
         )
-        return (*(next(found) if asked else None for asked in wanted), *none)
+        layer = (input, h0, c0, w_ih, w_hh, peephole)
+        how = (zoneout, cell, reverse, list(wanted))
+        found = _rnn_layer_gradients(*grads, *layer, *kept, *masks, *how)
+        return tuple(gradient for gradient, asked in zip(found, wanted, strict=True) if asked)
 
+    @staticmethod
+    def save(ctx: Any, args: tuple, outputs: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.zoneout, ctx.cell, ctx.reverse, ctx.wanted = args
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[: 3 + _TENSORS + _MASKS])
 
-def _gradients_of_steps(ctx: Any, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """Backward as a differentiable function of the arguments and of `grads`."""
-    *tensors, lengths, _, _, _ = ctx.saved_tensors
-    wanted = [i for i, asked in enumerate(ctx.needs_input_grad[:7]) if asked]
-
-    def layer(*chosen: Tensor) -> tuple[Tensor, ...]:
-        arguments: list[Any] = [*tensors, lengths, ctx.cell, ctx.reverse]
-        for i, tensor in zip(wanted, chosen, strict=True):
-            arguments[i] = tensor
-        return _steps(*arguments)
-
-    outputs, pull_back, *_ = torch.func.vjp(layer, *(tensors[i] for i in wanted))
-    seeds = (
-        torch.zeros_like(output) if grad is None else grad
-        for output, grad in zip(outputs, grads, strict=False)
-    )
-    result: list[Tensor | None] = [None] * 7
-    for i, gradient in zip(wanted, pull_back(tuple(seeds)), strict=True):
-        result[i] = gradient
-    return result
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *u: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[: 3 + _TENSORS])
+        found = _rnn_layer_double_backward(
+            *_spread(u, ctx.wanted),
+            *ctx.saved_tensors,
+            ctx.zoneout,
+            ctx.cell,
+            ctx.reverse,
+            wanted,
+        )
+        pairs = zip(found, wanted, strict=True)
+        return (*(t if asked else None for t, asked in pairs), *(None,) * (_MASKS + 3 + 4))
 
 
 # ---- functional form -----------------------------------------------------------------------------
@@ -202,30 +191,49 @@ def rnn_layer(
     b_hh: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    *,
+    peephole: Tensor | None = None,
+    resets: Tensor | None = None,
+    dropout: Tensor | None = None,
+    zoneout: float = 0.0,
+    zones: tuple[Tensor, ...] = (),
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one recurrent layer over a whole sequence.
 
     Args:
-        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu"; the step is that of
-            `weft.functional.{lstm_cell, gru_cell, rnn_cell}`.
+        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu": the step is that of
+            `weft.functional.{lstm_cell, gru_cell, rnn_cell}`; or "lstm_peephole",
+            "lstm_peephole_previous", "lstm_coupled", as `weft.nn.LSTM` tells.
         input: ``[T, B, I]``; float32, float64, bfloat16 or float16, as all tensors.
         state: ``(h0,)``, for an LSTM ``(h0, c0)``; each ``[B, H]``.
-        w_ih, w_hh, b_ih, b_hh: as the cell's.
+        w_ih, w_hh, b_ih, b_hh: as the cell's; of "lstm_coupled" ``[3H, ...]``, rows f, g, o.
         lengths: int64 ``[B]`` or None: how many steps each row has. Beyond them its output is zero
             and its state stays; a reversed layer starts at each row's own last step.
         reverse: from the last step to the first.
+        peephole: ``[3H]``, for i, f, o; the cells with peepholes only.
+        resets: bool ``[T, B]`` or None: where true, that step starts from a state of zeros, in
+            either direction, and no gradient passes.
+        dropout: ``[B, H]`` or None: multiplies the state as W_hh sees it, at all steps.
+        zoneout: how much of the old state each unit keeps, from 0 to 1.
+        zones: in its place, for each state a mask ``[T, B, H]``: 1 where the old one is kept.
+        recompute: keep nothing of the steps; backward runs forward again.
 
     Returns:
         ``(output [T, B, H], (h_n,))``, for an LSTM ``(h_n, c_n)``.
 
     Raises:
-        RuntimeError: for sizes, dtypes or devices that do not fit.
+        RuntimeError: for sizes, dtypes or devices that do not fit, lengths out of range.
         ValueError: for another cell.
     """
     h0, c0 = state if len(state) == 2 else (state[0], None)
-    args = autocast_arguments(input, h0, c0, w_ih, w_hh, b_ih, b_hh)
-    if needs_grad(*args):
-        output, h_n, c_n, _, _ = RNNLayer.apply(*args, lengths, cell, reverse)
+    zone_h, zone_c = (*zones, None, None)[:2]
+    *layer, dropout, zone_h, zone_c = autocast_arguments(
+        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, dropout, zone_h, zone_c
+    )
+    args = (*layer, lengths, resets, dropout, zone_h, zone_c, zoneout, cell, reverse)
+    if needs_grad(*layer):
+        output, h_n, c_n, _, _ = RNNLayer.apply(*args, recompute)
     else:
-        output, h_n, c_n, _, _ = _rnn_layer(*args, lengths, cell, reverse, False)
+        output, h_n, c_n, _, _ = _rnn_layer(*args, False)
     return output, ((h_n, c_n) if c0 is not None else (h_n,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,30 +12,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from weft.rnn_layer import rnn_layer
 
 
-def _directions(
-    module: torch.nn.RNNBase,
-    cell: str,
-    input: Tensor,
-    states: tuple[Tensor, ...],
-    lengths: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """All layers and directions on ``[T, B, I]``; states ``[layers * directions, B, H]``."""
-    directions = 2 if module.bidirectional else 1
-    finals: list[tuple[Tensor, ...]] = []
-    for layer in range(module.num_layers):
-        outputs = []
-        for direction in range(directions):
-            index = layer * directions + direction
-            state = tuple(state[index] for state in states)
-            weights = [*module.all_weights[index], None, None][:4]
-            rest: list[Any] = [*weights, lengths, direction == 1]
-            output, final = rnn_layer(cell, input, state, *rest)
-            outputs.append(output)
-            finals.append(final)
-        input = outputs[0] if directions == 1 else torch.cat(outputs, 2)
-        if module.dropout > 0 and layer < module.num_layers - 1:
-            input = F.dropout(input, module.dropout, module.training)
-    return input, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+def _check_rate(name: str, rate: float) -> float:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise ValueError(f"{name} should be a number in range [0, 1], got {rate!r}")
+    return float(rate)
 
 
 def _check_state(module: torch.nn.RNNBase, hx: Any, batched: bool, count: int) -> None:
@@ -52,76 +32,311 @@ def _check_state(module: torch.nn.RNNBase, hx: Any, batched: bool, count: int) -
     )
 
 
-def _forward(
-    module: torch.nn.RNNBase, cell: str, input: Any, hx: Any, count: int
-) -> tuple[Any, tuple[Tensor, ...]]:
-    """torch's contract of `forward` for a layer with `count` states."""
-    module._update_flat_weights()
-    packed = input if isinstance(input, PackedSequence) else None
-    lengths = None
-    if packed is not None:
-        x, on_cpu = pad_packed_sequence(packed._replace(sorted_indices=None, unsorted_indices=None))
-        lengths = on_cpu.to(x.device)
-        batched = True
-    else:
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"{type(module).__name__}: Expected input to be 2D or 3D, "
-                f"got {input.dim()}D instead"
-            )
-        batched = input.dim() == 3
-        x = input if batched else input.unsqueeze(1)
-        if batched and module.batch_first:
-            x = x.transpose(0, 1)
-    if hx is None:
-        layers = module.num_layers * (2 if module.bidirectional else 1)
-        zeros = x.new_zeros(layers, x.size(1), module.hidden_size)
-        states: tuple[Tensor, ...] = (zeros,) * count
-    else:
-        _check_state(module, hx, batched, count)
-        states = tuple(hx) if count == 2 else (hx,)
+class _Layer(torch.nn.RNNBase):
+    """What weft's three layers share. Class attributes are those of a converted torch layer."""
+
+    zoneout: float = 0.0
+    recurrent_dropout: float = 0.0
+    recompute: bool = False
+    _states = 1
+
+    def _set_options(self, zoneout: float, recurrent_dropout: float, recompute: bool) -> None:
+        self.zoneout = _check_rate("zoneout", zoneout)
+        self.recurrent_dropout = _check_rate("recurrent_dropout", recurrent_dropout)
+        self.recompute = bool(recompute)
+
+    def _cell(self) -> str:
+        return self.mode.lower()
+
+    def _weights(self, index: int) -> list[Any]:
+        """w_ih, w_hh, b_ih, b_hh of one layer and direction."""
+        return [*self.all_weights[index], None, None][:4]
+
+    def extra_repr(self) -> str:
+        options = {
+            name: getattr(self, name)
+            for name in ("peephole", "coupled_gates", "zoneout", "recurrent_dropout", "recompute")
+            if getattr(self, name, None)
+        }
+        return super().extra_repr() + "".join(f", {n}={value}" for n, value in options.items())
+
+    def _masks(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
+        """Recurrent dropout and zoneout of one layer and direction."""
+        sizes = (*x.shape[:2], self.hidden_size)
+        masks: dict[str, Any] = {"zoneout": self.zoneout}
+        if self.training and self.recurrent_dropout > 0:
+            ones = weight.new_ones(sizes[1:])
+            masks["dropout"] = F.dropout(ones, self.recurrent_dropout)
+        if self.training and self.zoneout > 0:
+            rate = weight.new_full(sizes, self.zoneout)
+            masks["zones"] = tuple(torch.bernoulli(rate) for _ in range(self._states))
+        return masks
+
+    def _directions(
+        self,
+        input: Tensor,
+        states: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        resets: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers and directions on ``[T, B, I]``; states ``[layers * directions, B, H]``."""
+        directions = 2 if self.bidirectional else 1
+        finals: list[tuple[Tensor, ...]] = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                w_ih, w_hh, b_ih, b_hh = self._weights(index)
+                name = f"weight_peephole_l{layer}" + ("_reverse" if direction else "")
+                output, final = rnn_layer(
+                    self._cell(),
+                    input,
+                    tuple(state[index] for state in states),
+                    w_ih,
+                    w_hh,
+                    b_ih,
+                    b_hh,
+                    lengths=lengths,
+                    reverse=direction == 1,
+                    peephole=getattr(self, name, None),
+                    resets=resets,
+                    recompute=self.recompute,
+                    **self._masks(input, w_hh),
+                )
+                outputs.append(output)
+                finals.append(final)
+            input = outputs[0] if directions == 1 else torch.cat(outputs, 2)
+            if self.dropout > 0 and layer < self.num_layers - 1:
+                input = F.dropout(input, self.dropout, self.training)
+        return input, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+
+    def _run(
+        self, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """torch's contract of `forward`."""
+        self._update_flat_weights()
+        name, count = type(self).__name__, self._states
+        packed = input if isinstance(input, PackedSequence) else None
+        if packed is not None:
+            if lengths is not None:
+                raise ValueError(
+                    f"{name}: lengths must be None for a PackedSequence, which has its own"
+                )
+            plain = packed._replace(sorted_indices=None, unsorted_indices=None)
+            x, on_cpu = pad_packed_sequence(plain)
+            lengths = on_cpu.to(x.device)
+            batched = True
+        else:
+            if input.dim() not in (2, 3):
+                raise ValueError(
+                    f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+                )
+            batched = input.dim() == 3
+            x = input if batched else input.unsqueeze(1)
+            if batched and self.batch_first:
+                x = x.transpose(0, 1)
+            if lengths is not None and not batched:
+                raise ValueError(f"{name}: lengths are for a batched input, got a 2D one")
+        if resets is not None:
+            resets = self._given_resets(resets, x, packed, batched)
+        if hx is None:
+            layers = self.num_layers * (2 if self.bidirectional else 1)
+            zeros = x.new_zeros(layers, x.size(1), self.hidden_size)
+            states: tuple[Tensor, ...] = (zeros,) * count
+        else:
+            _check_state(self, hx, batched, count)
+            states = tuple(hx) if count == 2 else (hx,)
+            if not batched:
+                states = tuple(state.unsqueeze(1) for state in states)
+            if packed is not None and packed.sorted_indices is not None:
+                states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
+        hidden: Any = states if count == 2 else states[0]
+        self.check_forward_args(x if not self.batch_first else x.transpose(0, 1), hidden, None)
+
+        output, finals = self._directions(x, states, lengths, resets)
+
+        if packed is not None:
+            data = pack_padded_sequence(output, on_cpu, enforce_sorted=True).data
+            if packed.unsorted_indices is not None:
+                finals = tuple(state.index_select(1, packed.unsorted_indices) for state in finals)
+            return packed._replace(data=data), finals
         if not batched:
-            states = tuple(state.unsqueeze(1) for state in states)
+            return output.squeeze(1), tuple(state.squeeze(1) for state in finals)
+        return output.transpose(0, 1) if self.batch_first else output, finals
+
+    def _given_resets(
+        self, resets: Tensor, x: Tensor, packed: PackedSequence | None, batched: bool
+    ) -> Tensor:
+        """``[T, B]`` in the order of x."""
+        steps, batch = x.shape[:2]
+        sizes = ((batch, steps) if self.batch_first else (steps, batch)) if batched else (steps,)
+        if tuple(resets.shape) != sizes:
+            raise RuntimeError(
+                f"{type(self).__name__}: resets must be {list(sizes)}, got {list(resets.shape)}"
+            )
+        if not batched:
+            return resets.unsqueeze(1)
+        if self.batch_first:
+            resets = resets.transpose(0, 1)
         if packed is not None and packed.sorted_indices is not None:
-            states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-    hidden: Any = states if count == 2 else states[0]
-    module.check_forward_args(x if not module.batch_first else x.transpose(0, 1), hidden, None)
-
-    output, finals = _directions(module, cell, x, states, lengths)
-
-    if packed is not None:
-        data = pack_padded_sequence(output, on_cpu, enforce_sorted=True).data
-        if packed.unsorted_indices is not None:
-            finals = tuple(state.index_select(1, packed.unsorted_indices) for state in finals)
-        return packed._replace(data=data), finals
-    if not batched:
-        return output.squeeze(1), tuple(state.squeeze(1) for state in finals)
-    return output.transpose(0, 1) if module.batch_first else output, finals
+            resets = resets.index_select(1, packed.sorted_indices)
+        return resets
 
 
-class RNN(torch.nn.RNN):
-    """`torch.nn.RNN`, each layer and direction one op over the whole sequence."""
+class RNN(_Layer, torch.nn.RNN):
+    """`torch.nn.RNN`, each layer and direction one op over the whole sequence.
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        output, (h_n,) = _forward(self, self.mode.lower(), input, hx, 1)
-        return output, h_n
+    Args:
+        zoneout: probability that a unit keeps its old state at a step; in evaluation it keeps that
+            part of it (Krueger et al. 2016).
+        recurrent_dropout: probability that the product with W_hh does not see a unit of the state,
+            drawn once per sequence, in training only; the others are scaled (Gal and Ghahramani
+            2016).
+        recompute: keep nothing of the steps for backward, which runs forward again.
+        others: as `torch.nn.RNN`.
 
+    ``forward(input, hx=None, lengths=None, resets=None)``: `lengths`, int64 ``[N]``, says how many
+    steps each row has; beyond them its output is zero and its state stays, and the reverse
+    direction starts at each row's own last step, as packing would. `resets`, bool ``[T, N]`` (with
+    `batch_first` ``[N, T]``), restarts a row from a state of zeros before that step, in either
+    direction's own order, and no gradient passes there.
 
-class GRU(torch.nn.GRU):
-    """`torch.nn.GRU`, each layer and direction one op over the whole sequence."""
-
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        output, (h_n,) = _forward(self, "gru", input, hx, 1)
-        return output, h_n
-
-
-class LSTM(torch.nn.LSTM):
-    """`torch.nn.LSTM`, each layer and direction one op over the whole sequence.
-
-    With ``proj_size`` it runs torch's own kernels.
+    Raises:
+        ValueError: for a rate outside [0, 1]; for `lengths` with a PackedSequence or an unbatched
+            input.
+        RuntimeError: for `lengths` or `resets` of another shape or dtype, lengths out of range.
     """
 
-    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+    def __init__(
+        self,
+        *args: Any,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        torch.nn.RNN.__init__(self, *args, **kwargs)
+        self._set_options(zoneout, recurrent_dropout, recompute)
+
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
+        output, (h_n,) = self._run(input, hx, lengths, resets)
+        return output, h_n
+
+
+class GRU(_Layer, torch.nn.GRU):
+    """`torch.nn.GRU`, each layer and direction one op over the whole sequence.
+
+    Args, ``forward`` and errors as `weft.nn.RNN` and `torch.nn.GRU`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        torch.nn.GRU.__init__(self, *args, **kwargs)
+        self._set_options(zoneout, recurrent_dropout, recompute)
+
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
+        output, (h_n,) = self._run(input, hx, lengths, resets)
+        return output, h_n
+
+
+class LSTM(_Layer, torch.nn.LSTM):
+    """`torch.nn.LSTM`, each layer and direction one op over the whole sequence.
+
+    Args:
+        peephole: "standard": ``i, f = σ(… + p ⊙ c_{t−1})`` and ``o = σ(… + p_o ⊙ c_t)`` (Gers and
+            Schmidhuber 2000); "previous": all three see ``c_{t−1}``. The weights are parameters
+            ``weight_peephole_l{k}[_reverse]``, ``[3 · hidden_size]`` in the order i, f, o.
+        coupled_gates: ``c = f ⊙ c + (1 − f) ⊙ g``, no input gate (Greff et al. 2015); weights and
+            biases are of ``[3 · hidden_size, …]``, rows f, g, o.
+        zoneout, recurrent_dropout, recompute: as `weft.nn.RNN`; zoneout draws for h and c each.
+        others: as `torch.nn.LSTM`. With ``proj_size`` it runs torch's own kernels, and takes none
+            of the options above, nor `lengths` or `resets`.
+
+    ``forward`` and errors as `weft.nn.RNN`.
+
+    Raises:
+        ValueError: for another `peephole`, and for options that exclude each other: `peephole` and
+            `coupled_gates`; `proj_size` and any of these.
+    """
+
+    peephole: str | None = None
+    coupled_gates: bool = False
+    _states = 2
+
+    def __init__(
+        self,
+        *args: Any,
+        peephole: Literal["standard", "previous"] | None = None,
+        coupled_gates: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if peephole not in (None, "standard", "previous"):
+            raise ValueError(
+                f"LSTM: peephole must be None, 'standard' or 'previous', got {peephole!r}"
+            )
+        if peephole is not None and coupled_gates:
+            raise ValueError("LSTM: peephole and coupled_gates exclude each other, got both")
+        torch.nn.LSTM.__init__(self, *args, **kwargs)
+        self._set_options(zoneout, recurrent_dropout, recompute)
+        self.peephole = peephole
+        self.coupled_gates = bool(coupled_gates)
+        if self.proj_size > 0 and (peephole or coupled_gates or zoneout or recurrent_dropout):
+            raise ValueError("LSTM: proj_size excludes the variants of the cell, got both")
+        if coupled_gates:
+            for name, parameter in list(self.named_parameters()):
+                sizes = (3 * self.hidden_size, *parameter.shape[1:])
+                setattr(self, name, torch.nn.Parameter(parameter.new_empty(sizes)))
+        if peephole is not None:
+            like: Any = self.weight_hh_l0
+            for layer in range(self.num_layers):
+                for suffix in ("", "_reverse") if self.bidirectional else ("",):
+                    weight = torch.nn.Parameter(like.new_empty(3 * self.hidden_size))
+                    self.register_parameter(f"weight_peephole_l{layer}{suffix}", weight)
+        if coupled_gates or peephole is not None:
+            self.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """For cuDNN, which has no coupled gates."""
+        if not self.coupled_gates:
+            torch.nn.LSTM.flatten_parameters(self)
+
+    def _cell(self) -> str:
+        if self.coupled_gates:
+            return "lstm_coupled"
+        return {None: "lstm", "standard": "lstm_peephole", "previous": "lstm_peephole_previous"}[
+            self.peephole
+        ]
+
+    def forward(
+        self,
+        input: Any,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
         if self.proj_size > 0:
-            return super().forward(input, hx)
-        return _forward(self, "lstm", input, hx, 2)
+            if lengths is not None or resets is not None:
+                raise ValueError("LSTM: proj_size excludes lengths and resets, got both")
+            return torch.nn.LSTM.forward(self, input, hx)
+        return self._run(input, hx, lengths, resets)

@@ -1,0 +1,245 @@
+// What the CPU kernels of recurrent layers share: numbers of whole vectors of units, packed weights
+// and their product with the rows of a state, and which rows take a step.
+#pragma once
+
+#include <type_traits>
+
+#include "core/parallel.h"
+#include "core/scratch.h"
+#include "core/vec_math.h"
+#include "core/window.h"
+#include "gemm/packed_cpu.h"
+#include "rnn/rnn_layer.h"
+#include "rnn/rnn_layer_cells.h"
+#include "rnn/units_cpu.h"
+
+namespace weft::WEFT_TARGET {
+
+// Defined in a translation unit of their own: they take as long to compile as all others.
+void layer_forward_dual(const LayerProblem& p, const LayerForward& t, const Context& context);
+void layer_backward_dual(const LayerProblem& p, const LayerBackward& t, const Context& context);
+
+namespace {
+
+constexpr int64_t kStepGrain = 1 << 18;  // multiply-adds of a step that are worth a thread
+constexpr int64_t kRowBlock = 48;        // rows whose sums wait for their gates
+
+// ---- numbers -----------------------------------------------------------------------------------
+
+template <class V>
+struct VecMath {
+  using Number = V;
+  static constexpr bool kDual = false;
+  static WEFT_INLINE V one() { return V{} + 1; }
+  static WEFT_INLINE V sigmoid(V x) { return vec_sigmoid(x); }
+  static WEFT_INLINE V tanh(V x) { return vec_tanh(x); }
+  static WEFT_INLINE V relu(V x) { return x < V{} ? V{} : x; }  // NaN stays NaN
+  static WEFT_INLINE V where_positive(V y, V x) { return y <= V{} ? V{} : x; }
+};
+
+template <class T, bool kDual>
+using LayerMath = std::conditional_t<kDual, DualMath<VecMath<Vec<accumulate_t<T>>>>,
+                                     VecMath<Vec<accumulate_t<T>>>>;
+
+// Where a vector of units stands. A fresh row starts from zeros.
+struct At {
+  int64_t time, row, unit;
+  int count;
+  bool fresh = false;
+};
+
+// Units of `T` at `offset`; zeros where there is no tensor.
+template <class M, class T>
+WEFT_INLINE typename M::Number load_number(const Numbers& t, int64_t offset, int count) {
+  const auto value = load_units_or_zero(static_cast<const T*>(t.value), offset, count);
+  if constexpr (M::kDual) {
+    return {value, load_units_or_zero(static_cast<const T*>(t.derivative), offset, count)};
+  } else {
+    return value;
+  }
+}
+
+template <class M, class T>
+WEFT_INLINE void store_number(const NumbersOut& t, int64_t offset, typename M::Number number,
+                              int count) {
+  if constexpr (M::kDual) {
+    store_units(static_cast<T*>(t.value) + offset, number.value, count);
+    store_units(static_cast<T*>(t.derivative) + offset, number.derivative, count);
+  } else {
+    store_units(static_cast<T*>(t.value) + offset, number, count);
+  }
+}
+
+// `value` as memory of type T holds it. Dual numbers are never of a half type.
+template <class T, class N>
+WEFT_INLINE N rounded(N value) {
+  if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {
+    return value;
+  } else {
+    T held[kLanes<T>];
+    store_vec(held, value);
+    return load_vec(held);
+  }
+}
+
+// Work memory for `count` numbers.
+template <class Acc>
+class Work {
+ public:
+  Work(int64_t count, bool dual) : memory_(dual ? 2 * count : count) {
+    at_.value = memory_.data();
+    if (dual) at_.derivative = memory_.data() + count;
+  }
+  const NumbersOut& at() const { return at_; }
+  NumbersOut at(int64_t offset) const {
+    return {static_cast<Acc*>(at_.value) + offset,
+            at_.derivative ? static_cast<Acc*>(at_.derivative) + offset : nullptr};
+  }
+
+ private:
+  Scratch<Acc> memory_;
+  NumbersOut at_;
+};
+
+// Copies `count` elements and their derivatives; none read as zeros.
+template <class From, class To>
+void copy_numbers(const Numbers& from, int64_t count, const NumbersOut& to) {
+  const auto copy = [&](const void* source, void* target) {
+    for (int64_t i = 0; target && i < count; ++i)
+      static_cast<To*>(target)[i] =
+          source ? narrow<To>(widen(static_cast<const From*>(source)[i])) : To{};
+  };
+  copy(from.value, to.value);
+  copy(from.derivative, to.derivative);
+}
+
+// ---- masks -------------------------------------------------------------------------------------
+
+// The rows of a step: `fed` ones, whose state goes into the product; those that start afresh, up to
+// `active`; those that do not take it.
+struct Rows {
+  Scratch<int64_t> order;
+  int64_t fed = 0, active = 0;
+
+  explicit Rows(int64_t batch) : order(batch) {}
+  void at_time(int64_t time, int64_t batch, const LayerMasks& masks) {
+    const bool* resets = masks.resets ? masks.resets + time * batch : nullptr;
+    const auto ended = [&](int64_t row) { return masks.lengths && time >= masks.lengths[row]; };
+    const auto fresh = [&](int64_t row) { return resets && resets[row]; };
+    int64_t count = 0;
+    for (int64_t row = 0; row < batch; ++row)
+      if (!ended(row) && !fresh(row)) order[count++] = row;
+    fed = count;
+    for (int64_t row = 0; resets && row < batch; ++row)
+      if (!ended(row) && fresh(row)) order[count++] = row;
+    active = count;
+    for (int64_t row = 0; count < batch; ++row)
+      if (ended(row)) order[count++] = row;
+  }
+};
+
+// How much of the old state a step keeps: a mask's element, or the same for all.
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> zone(const LayerProblem& p, const void* mask, const At& at) {
+  using V = Vec<accumulate_t<T>>;
+  if (mask == nullptr) return V{} + static_cast<accumulate_t<T>>(p.zoneout);
+  return load_units(static_cast<const T*>(mask) + (at.time * p.batch + at.row) * p.hidden + at.unit,
+                    at.count);
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+// Element (k, gate, unit) of a matrix of weights.
+struct WeightLayout {
+  int64_t units, k, k_stride, gate_stride, unit_stride;
+};
+
+// Weights in panels of kVectors vectors: kGates of each vector of units, side by side.
+template <class T, int kVectors_, int kGates_>
+class Panels {
+ public:
+  using Acc = accumulate_t<T>;
+  static constexpr int kVectors = kVectors_, kGates = kGates_, kGroups = kVectors / kGates;
+  static constexpr int64_t kLane = kLanes<T>, kWidth = kVectors * kLane;
+
+  Panels(const WeightLayout& layout, const void* weights)
+      : layout_(layout),
+        weights_(static_cast<const T*>(weights)),
+        count_(ceil_div(layout.units, kGroups * kLane)),
+        packed_(weights ? count_ * kWidth * layout.k : 0) {}
+
+  int64_t count() const { return count_; }
+  int64_t units() const { return layout_.units; }
+  int64_t k() const { return layout_.k; }
+  explicit operator bool() const { return weights_ != nullptr; }
+  const Acc* operator[](int64_t panel) const { return packed_.data() + panel * kWidth * k(); }
+
+  void pack(int64_t begin, int64_t end) {
+    if (weights_ == nullptr) return;
+    for (int64_t i = begin * kVectors; i < end * kVectors; ++i) {
+      const int64_t vector = i % kVectors;
+      const int64_t unit = (i / kVectors * kGroups + vector / kGates) * kLane;
+      pack_vector(weights_ + vector % kGates * layout_.gate_stride + unit * layout_.unit_stride,
+                  layout_.k_stride, layout_.unit_stride, units() - unit, k(), kVectors,
+                  packed_.data() + i / kVectors * kWidth * k() + vector * kLane);
+    }
+  }
+
+ private:
+  WeightLayout layout_;
+  const T* weights_;
+  int64_t count_;
+  Scratch<Acc> packed_;
+};
+
+// Calls `body(row, unit, count, sum)` for `rows` rows and each vector of units of the panels
+// [begin, end); `sum(gate)` is the product of row `row` of `from` [B, k] with the weights.
+template <class M, class P, class Body>
+WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from,
+                          const int64_t* rows, int64_t row_count, int64_t begin, int64_t end,
+                          const Body& body) {
+  using Acc = typename P::Acc;
+  constexpr int kPlanes = M::kDual ? 2 : 1;
+  alignas(kVectorBytes) Acc sums[kPlanes][kRowBlock * P::kWidth];
+  const int64_t k = w.k();
+  for (int64_t panel = begin; panel < end; ++panel) {
+    for (int64_t first = 0; first < row_count; first += kRowBlock) {
+      const int64_t left = row_count - first, count = left < kRowBlock ? left : kRowBlock;
+      const Acc* source[kPlanes][kRowBlock];
+      Acc* target[kPlanes][kRowBlock];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t offset = rows[first + i] * k;
+        source[0][i] = static_cast<const Acc*>(from.value) + offset;
+        target[0][i] = sums[0] + i * P::kWidth;
+        if constexpr (M::kDual) {
+          source[1][i] = static_cast<const Acc*>(from.derivative) + offset;
+          target[1][i] = sums[1] + i * P::kWidth;
+        }
+      }
+      packed_rows<P::kVectors>(source[0], count, w[panel], k, false, target[0]);
+      if constexpr (M::kDual) {
+        packed_rows<P::kVectors>(source[1], count, w[panel], k, false, target[1]);
+        if (w_derivative)
+          packed_rows<P::kVectors>(source[0], count, w_derivative[panel], k, true, target[1]);
+      }
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t g = 0; g < P::kGroups; ++g) {
+          const int64_t unit = (panel * P::kGroups + g) * P::kLane;
+          if (unit >= w.units()) break;
+          const int64_t rest = w.units() - unit;
+          body(rows[first + i], unit, static_cast<int>(rest < P::kLane ? rest : P::kLane),
+               [&](int gate) __attribute__((always_inline)) {
+                 const int64_t at = i * P::kWidth + (g * P::kGates + gate) * P::kLane;
+                 if constexpr (M::kDual) {
+                   return typename M::Number{load_vec(sums[0] + at), load_vec(sums[1] + at)};
+                 } else {
+                   return load_vec(sums[0] + at);
+                 }
+               });
+        }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,70 @@
+// What the ops of a recurrent layer share: its arguments, and its two passes on tensors, in plain
+// or in dual numbers.
+#pragma once
+
+#include "gemm/gemm.h"
+#include "ops_common.h"
+#include "rnn/rnn_layer.h"
+
+#include <optional>
+
+namespace weft::layer {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// A tensor and, in dual numbers, its derivative; either may be undefined.
+struct Pair {
+  Tensor value, derivative;
+};
+
+// Contiguous, and checked.
+struct Arguments {
+  LayerProblem p;
+  Pair input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole;
+  Tensor lengths, resets, dropout, zone_h, zone_c;
+};
+
+// As they come from the dispatcher.
+struct GivenMasks {
+  const OptionalTensor &lengths, &resets, &dropout, &zone_h, &zone_c;
+  double zoneout;
+};
+struct GivenLayer {
+  const Tensor &input, &h0;
+  const OptionalTensor& c0;
+  const Tensor &w_ih, &w_hh;
+  const OptionalTensor &b_ih, &b_hh, &peephole;
+};
+
+// Throws for arguments that do not fit.
+Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::string_view cell,
+                       bool reverse);
+
+struct Outputs {
+  Pair output, h_n, c_n, cells, gates;
+};
+Outputs run_forward(const Arguments& a, bool keep);
+
+// The incoming gradients; undefined ones are zeros.
+struct Seeds {
+  Tensor output, h_n, c_n;
+};
+void check_seeds(const Arguments& a, const Seeds& seeds);
+
+// grad_h, grad_c and grad_peephole are in the accumulation type.
+struct Gradients {
+  Pair sums, hidden_sums, h, c, peephole;
+  Pair before;   // the state before each step as the product sees it
+  Tensor taken;  // which of the T * B rows have a step; undefined where all count
+};
+Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
+                       bool need_before);
+
+// Products of the sums' gradients `of` [T, B, gates * H].
+Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih);
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor);
+Tensor bias_gradient(const Gradients& g, const Tensor& of);
+Tensor peephole_gradient(const Arguments& a, const Tensor& of);
+
+}  // namespace weft::layer

@@ -1,0 +1,410 @@
+// The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
+#include "rnn/rnn_layer_ops.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <tuple>
+
+namespace weft::layer {
+namespace {
+
+const char* const kOp = "rnn_layer";
+
+// ---- checks ------------------------------------------------------------------------------------
+
+LayerCell cell_of(c10::string_view name) {
+  if (name == "lstm") return LayerCell::lstm;
+  if (name == "lstm_peephole") return LayerCell::lstm_peephole;
+  if (name == "lstm_peephole_previous") return LayerCell::lstm_peephole_previous;
+  if (name == "lstm_coupled") return LayerCell::lstm_coupled;
+  if (name == "gru") return LayerCell::gru;
+  if (name == "rnn_tanh") return LayerCell::tanh;
+  if (name == "rnn_relu") return LayerCell::relu;
+  TORCH_CHECK_VALUE(false, "weft::", kOp,
+                    ": cell must be 'lstm', 'lstm_peephole', 'lstm_peephole_previous', "
+                    "'lstm_coupled', 'gru', 'rnn_tanh' or 'rnn_relu', got '",
+                    name, "'");
+}
+
+void check_sizes(const Tensor& t, at::IntArrayRef expected, const Tensor& reference,
+                 const char* name) {
+  TORCH_CHECK(t.sizes() == expected, "weft::", kOp, ": ", name, " must be ", expected, ", got ",
+              t.sizes());
+  check_same(t, reference, kOp, name);
+}
+
+void check_sizes(const OptionalTensor& t, at::IntArrayRef expected, const Tensor& reference,
+                 const char* name) {
+  if (t) check_sizes(*t, expected, reference, name);
+}
+
+// A mask of another dtype than the input's.
+void check_mask(const OptionalTensor& t, at::IntArrayRef expected, at::ScalarType dtype,
+                const Tensor& input, const char* name) {
+  if (!t) return;
+  TORCH_CHECK(t->scalar_type() == dtype, "weft::", kOp, ": ", name, " must be of dtype ",
+              dtype == at::kLong ? "int64" : "bool", ", got ", toString(t->scalar_type()));
+  TORCH_CHECK(t->sizes() == expected, "weft::", kOp, ": ", name, " must be ", expected, ", got ",
+              t->sizes());
+  TORCH_CHECK(t->device() == input.device(), "weft::", kOp, ": expected ", name, " on ",
+              input.device(), ", got ", t->device());
+}
+
+// On CUDA the values would have to be waited for.
+void check_range(const Tensor& lengths, int64_t steps) {
+  if (!lengths.defined() || !lengths.is_cpu()) return;
+  const auto* values = lengths.const_data_ptr<int64_t>();
+  for (int64_t row = 0; row < lengths.numel(); ++row)
+    TORCH_CHECK(values[row] >= 0 && values[row] <= steps, "weft::", kOp,
+                ": lengths must be between 0 and the number of steps, ", steps, ", got ",
+                values[row], " for row ", row);
+}
+
+// ---- pointers ----------------------------------------------------------------------------------
+
+Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); }
+const void* data(const Tensor& t) {
+  return t.defined() && t.numel() > 0 ? t.const_data_ptr() : nullptr;
+}
+void* memory(const Tensor& t) {
+  return t.defined() && t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
+}
+Numbers numbers(const Pair& t) { return {data(t.value), data(t.derivative)}; }
+NumbersOut numbers_out(const Pair& t) { return {memory(t.value), memory(t.derivative)}; }
+
+LayerMasks masks_of(const Arguments& a) {
+  return {static_cast<const int64_t*>(data(a.lengths)), static_cast<const bool*>(data(a.resets)),
+          data(a.dropout), data(a.zone_h), data(a.zone_c)};
+}
+
+at::ScalarType wide_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+const Tensor& reference(const Arguments& a) { return a.input.value; }
+bool on_cpu_kernels(const Tensor& t) { return gemm_kernels_for(target_for(t)) != nullptr; }
+
+Pair empty_pair(const Arguments& a, at::IntArrayRef sizes, at::ScalarType dtype) {
+  Pair result = {empty_output(reference(a), sizes, dtype), {}};
+  if (a.p.dual) result.derivative = empty_output(reference(a), sizes, dtype);
+  return result;
+}
+Pair empty_pair(const Arguments& a, at::IntArrayRef sizes) {
+  return empty_pair(a, sizes, reference(a).scalar_type());
+}
+
+template <class Change>
+Pair each(const Pair& t, const Change& change) {
+  return {t.value.defined() ? change(t.value) : Tensor(),
+          t.derivative.defined() ? change(t.derivative) : Tensor()};
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+// On CPU weft's own, whose bits do not depend on the number of threads; elsewhere torch's.
+
+// op(a) b, op transposing if `transposed`.
+Tensor product(const Tensor& a, bool transposed, const Tensor& b) {
+  const GemmKernels* kernels = gemm_kernels_for(target_for(a));
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  if (kernels == nullptr) return at::mm(transposed ? a.t() : a, b);
+  PackedProblem p;
+  p.dtype = dtype_of(a, kOp, "a");
+  p.m = a.size(transposed ? 1 : 0), p.k = a.size(transposed ? 0 : 1), p.n = b.size(1);
+  p.a_row = transposed ? 1 : a.size(1), p.a_column = transposed ? a.size(1) : 1;
+  p.b_row = p.n, p.b_column = 1, p.c_row = p.n;
+  Tensor result = empty_output(a, {p.m, p.n});
+  if (result.numel() > 0)
+    kernels->packed(p, a.const_data_ptr(), b.const_data_ptr(), result.mutable_data_ptr(),
+                    context_for(a));
+  return result;
+}
+
+Tensor column_sums(const Tensor& t) {
+  const GemmKernels* kernels = gemm_kernels_for(target_for(t));
+  if (kernels == nullptr) return t.sum(0);
+  const ProductProblem p = {dtype_of(t, kOp, "t"), 1, t.size(1), t.size(0), 0, 0};
+  Tensor result = empty_output(t, {p.n});
+  kernels->column_sums(p, t.const_data_ptr(), result.mutable_data_ptr(), context_for(t));
+  return result;
+}
+
+// Which of the [T * B] rows have a step; undefined where all are multiplied: without lengths, and
+// on CUDA, where their number would have to be waited for.
+Tensor taken_rows(const Arguments& a) {
+  if (!a.lengths.defined() || !on_cpu_kernels(reference(a))) return {};
+  const Tensor time = at::arange(a.p.steps, a.lengths.options()).unsqueeze(1);
+  return time.lt(a.lengths).flatten().nonzero().squeeze(1);
+}
+
+Tensor gather(const Tensor& rows, const Tensor& taken) {
+  return taken.defined() ? rows.index_select(0, taken) : rows;
+}
+
+// `input` w^T of all steps, in the accumulation type, and the distance of its rows: in the memory
+// of `gates` where that fits.
+std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, const Tensor& gates,
+                                       const Tensor& taken) {
+  const int64_t rows = input.size(0) * input.size(1), columns = w.size(0);
+  const Tensor x = gather(input.view({rows, input.size(2)}), taken);
+  const GemmKernels* kernels = gemm_kernels_for(target_for(input));
+  if (kernels == nullptr) {
+    const auto wide = wide_type(input);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    return {at::mm(x.to(wide), w.to(wide).t()), columns};
+  }
+  const bool in_gates =
+      gates.defined() && gates.numel() > 0 && wide_type(input) == input.scalar_type();
+  const Tensor sums = in_gates ? gates : empty_output(x, {rows, columns}, wide_type(x));
+  const int64_t sums_row = in_gates ? gates.size(2) : columns;
+  const Tensor target =
+      taken.defined() ? empty_output(x, {x.size(0), columns}, wide_type(x)) : sums;
+  PackedProblem p;
+  p.dtype = dtype_of(input, kOp, "input");
+  p.m = x.size(0), p.n = columns, p.k = x.size(1);
+  p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k;
+  p.c_row = taken.defined() ? columns : sums_row;
+  p.wide = true;
+  kernels->packed(p, x.const_data_ptr(), w.const_data_ptr(), target.mutable_data_ptr(),
+                  context_for(input));
+  if (taken.defined())
+    sums.view({rows, sums_row}).narrow(1, 0, columns).index_copy_(0, taken, target);
+  return {sums, sums_row};
+}
+
+// The derivative of the input's sums; undefined where neither factor has one.
+Tensor derivative_sums(const Arguments& a, const Tensor& taken) {
+  Tensor result;
+  const auto add = [&](const Tensor& input, const Tensor& w) {
+    if (!input.defined() || !w.defined()) return;
+    const Tensor sums = std::get<0>(input_sums(input, w, {}, taken));
+    result = result.defined() ? at::add(result, sums) : sums;
+  };
+  add(a.input.derivative, a.w_ih.value);
+  add(a.input.value, a.w_ih.derivative);
+  return result;
+}
+
+// The state before each step [T, B, H], as the product with W_hh sees it if `dropped`.
+Tensor states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
+  const int64_t steps = output.size(0);
+  const Tensor first =
+      h0.defined() ? h0.unsqueeze(0) : at::zeros({1, a.p.batch, a.p.hidden}, output.options());
+  Tensor before;
+  if (!a.p.reverse) {
+    before = at::cat({first, output.slice(0, 0, steps - 1)});
+  } else {
+    before = at::cat({output.slice(0, 1, steps), first});
+    if (a.lengths.defined()) {  // a row's last step is the first that it takes
+      const Tensor last = at::arange(steps, a.lengths.options()).unsqueeze(1).eq(a.lengths.sub(1));
+      before = at::where(last.unsqueeze(2), first, before);
+    }
+  }
+  if (a.resets.defined()) before = before.masked_fill_(a.resets.unsqueeze(2), 0);
+  return dropped && a.dropout.defined() ? at::mul(before, a.dropout) : before;
+}
+
+}  // namespace
+
+// ---- arguments ---------------------------------------------------------------------------------
+
+Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::string_view cell,
+                       bool reverse) {
+  const Tensor& input = given.input;
+  TORCH_CHECK(input.dim() == 3, "weft::", kOp, ": input must be [steps, batch, input_size], got ",
+              input.sizes());
+  TORCH_CHECK(given.w_hh.dim() == 2, "weft::", kOp, ": weight_hh must be a matrix, got ",
+              given.w_hh.sizes());
+  Arguments a;
+  LayerProblem& p = a.p;
+  p.dtype = dtype_of(input, kOp, "input");
+  p.cell = cell_of(cell);
+  p.steps = input.size(0), p.batch = input.size(1), p.hidden = given.w_hh.size(1);
+  p.reverse = reverse;
+  p.zoneout = masks.zoneout;
+  const int64_t rows = p.gates() * p.hidden;
+  const std::array<int64_t, 2> state = {p.batch, p.hidden};
+  const std::array<int64_t, 3> whole = {p.steps, p.batch, p.hidden};
+  check_sizes(given.w_ih, {rows, input.size(2)}, input, "weight_ih");
+  check_sizes(given.w_hh, {rows, p.hidden}, input, "weight_hh");
+  check_sizes(given.b_ih, {rows}, input, "bias_ih");
+  check_sizes(given.b_hh, {rows}, input, "bias_hh");
+  check_sizes(given.h0, state, input, "h0");
+  TORCH_CHECK(given.c0.has_value() == p.has_cell(), "weft::", kOp,
+              ": c0 is for an LSTM, and an LSTM needs it");
+  check_sizes(given.c0, state, input, "c0");
+  TORCH_CHECK(given.peephole.has_value() == p.has_peephole(), "weft::", kOp,
+              ": weight_peephole is for a cell with peepholes, and such a cell needs it");
+  check_sizes(given.peephole, {3 * p.hidden}, input, "weight_peephole");
+  check_mask(masks.lengths, {p.batch}, at::kLong, input, "lengths");
+  check_mask(masks.resets, {p.steps, p.batch}, at::kBool, input, "resets");
+  check_sizes(masks.dropout, state, input, "the mask of recurrent_dropout");
+  check_sizes(masks.zone_h, whole, input, "zoneout's mask of h");
+  check_sizes(masks.zone_c, whole, input, "zoneout's mask of c");
+  TORCH_CHECK_VALUE(p.zoneout >= 0 && p.zoneout <= 1, "weft::", kOp,
+                    ": zoneout must be between 0 and 1, got ", p.zoneout);
+
+  a.input.value = input.contiguous(), a.h0.value = given.h0.contiguous();
+  a.c0.value = contiguous(given.c0);
+  a.w_ih.value = given.w_ih.contiguous(), a.w_hh.value = given.w_hh.contiguous();
+  a.b_ih.value = contiguous(given.b_ih), a.b_hh.value = contiguous(given.b_hh);
+  a.peephole.value = contiguous(given.peephole);
+  a.lengths = contiguous(masks.lengths), a.resets = contiguous(masks.resets);
+  a.dropout = contiguous(masks.dropout);
+  a.zone_h = contiguous(masks.zone_h), a.zone_c = contiguous(masks.zone_c);
+  check_range(a.lengths, p.steps);
+  return a;
+}
+
+void check_seeds(const Arguments& a, const Seeds& seeds) {
+  const auto check = [&](const Tensor& t, at::IntArrayRef sizes, const char* name) {
+    if (t.defined()) check_sizes(t, sizes, reference(a), name);
+  };
+  check(seeds.output, {a.p.steps, a.p.batch, a.p.hidden}, "grad_output");
+  check(seeds.h_n, {a.p.batch, a.p.hidden}, "grad_h_n");
+  check(seeds.c_n, {a.p.batch, a.p.hidden}, "grad_c_n");
+}
+
+// ---- passes ------------------------------------------------------------------------------------
+
+Outputs run_forward(const Arguments& a, bool keep) {
+  const LayerProblem& p = a.p;
+  const auto& kernels = kernels_for(reference(a), layer_kernels_for);
+  const c10::DeviceGuard guard(reference(a).device());
+  const bool keep_gates = keep && (!p.is_elman() || p.zoneout > 0);
+  Outputs r;
+  r.output = empty_pair(a, {p.steps, p.batch, p.hidden});
+  r.h_n = empty_pair(a, {p.batch, p.hidden});
+  r.c_n = empty_pair(a, {p.has_cell() ? p.batch : 0, p.hidden});
+  r.cells = empty_pair(a, {keep && p.has_cell() ? p.steps : 0, p.batch, p.hidden});
+  r.gates = empty_pair(a, {keep_gates ? p.steps : 0, p.batch, p.kept() * p.hidden});
+  if (p.units() == 0 || p.steps == 0) {
+    const auto pass_on = [](const Pair& from, const Pair& to) {
+      to.value.copy_(from.value);
+      if (!to.derivative.defined()) return;
+      if (from.derivative.defined()) {
+        to.derivative.copy_(from.derivative);
+      } else {
+        to.derivative.zero_();
+      }
+    };
+    pass_on(a.h0, r.h_n);
+    if (p.has_cell()) pass_on(a.c0, r.c_n);
+    return r;
+  }
+  const Tensor taken = taken_rows(a);
+  const auto [sums, sums_row] =
+      input_sums(a.input.value, a.w_ih.value, p.dual ? Tensor() : r.gates.value, taken);
+  Pair states, cell_states;
+  if (!on_cpu_kernels(reference(a))) {
+    states = empty_pair(a, {2, p.batch, p.hidden});
+    if (p.has_cell()) cell_states = empty_pair(a, {2, p.batch, p.hidden});
+  }
+  const Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
+  kernels.forward(
+      p,
+      {numbers(a.h0), numbers(a.c0), numbers(a.w_hh), numbers(a.b_ih), numbers(a.b_hh),
+       numbers(a.peephole), masks_of(a), numbers(all_sums), sums_row, numbers_out(r.output),
+       numbers_out(r.h_n), numbers_out(r.c_n), numbers_out(r.cells), numbers_out(r.gates),
+       numbers_out(states), numbers_out(cell_states)},
+      context_for(reference(a)));
+  return r;
+}
+
+Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
+                       bool need_before) {
+  const LayerProblem& p = a.p;
+  const auto& kernels = kernels_for(reference(a), layer_kernels_for);
+  const c10::DeviceGuard guard(reference(a).device());
+  const auto wide = wide_type(reference(a));
+  const auto seed = [&](const Tensor& from, at::IntArrayRef sizes) {
+    const Pair result = empty_pair(a, sizes, wide);
+    if (from.defined()) {
+      result.value.copy_(from);
+    } else {
+      result.value.zero_();
+    }
+    if (result.derivative.defined()) result.derivative.zero_();
+    return result;
+  };
+  const int64_t columns = p.gates() * p.hidden;
+  const bool is_gru = p.cell == LayerCell::gru;
+  Gradients g;
+  g.h = seed(seeds.h_n, {p.batch, p.hidden});
+  if (p.has_cell()) g.c = seed(seeds.c_n, {p.batch, p.hidden});
+  if (p.has_peephole()) g.peephole = seed({}, {p.batch, 3 * p.hidden});
+  g.sums = empty_pair(a, {p.steps, p.batch, columns});
+  g.hidden_sums = is_gru ? empty_pair(a, {p.steps, p.batch, columns}) : g.sums;
+  g.taken = taken_rows(a);
+  const auto before = [&](bool dropped) {
+    if (p.steps == 0) return Pair{};
+    Pair result = {states_before(a, kept.output.value, a.h0.value, dropped), {}};
+    if (p.dual)
+      result.derivative = states_before(a, kept.output.derivative, a.h0.derivative, dropped);
+    return result;
+  };
+  Pair h_before;
+  if (is_gru) h_before = before(false);
+  if (need_before) g.before = is_gru && !a.dropout.defined() ? h_before : before(true);
+  if (p.units() == 0 || p.steps == 0) return g;
+  Pair direct;
+  if (!on_cpu_kernels(reference(a))) direct = empty_pair(a, {p.batch, p.hidden}, wide);
+  const Pair& gates = kept.gates.value.numel() > 0 ? kept.gates : kept.output;
+  kernels.backward(p,
+                   {{data(seeds.output), nullptr},
+                    numbers(gates),
+                    numbers(kept.cells),
+                    numbers(a.c0),
+                    numbers(h_before),
+                    numbers(a.w_hh),
+                    numbers(a.peephole),
+                    masks_of(a),
+                    numbers_out(g.sums),
+                    is_gru ? numbers_out(g.hidden_sums) : NumbersOut{},
+                    numbers_out(g.h),
+                    numbers_out(g.c),
+                    numbers_out(g.peephole),
+                    numbers_out(direct)},
+                   context_for(reference(a)));
+  return g;
+}
+
+// ---- gradients ---------------------------------------------------------------------------------
+
+Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
+  const int64_t rows = of.size(0) * of.size(1);
+  const Tensor found = product(gather(of.view({rows, of.size(2)}), g.taken), false, w_ih);
+  const std::array<int64_t, 3> sizes = {of.size(0), of.size(1), w_ih.size(1)};
+  if (!g.taken.defined()) return found.view(sizes);
+  Tensor whole = at::zeros({rows, w_ih.size(1)}, of.options());
+  return whole.index_copy_(0, g.taken, found).view(sizes);
+}
+
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor) {
+  const int64_t rows = of.size(0) * of.size(1);
+  const Tensor left = gather(of.view({rows, of.size(2)}), g.taken);
+  if (left.size(0) == 0) return at::zeros({of.size(2), factor.size(-1)}, of.options());
+  const Tensor right = factor.contiguous().view({rows, factor.size(-1)});
+  return product(left, true, gather(right, g.taken));
+}
+
+Tensor bias_gradient(const Gradients& g, const Tensor& of) {
+  const Tensor rows = gather(of.view({of.size(0) * of.size(1), of.size(2)}), g.taken);
+  return rows.size(0) == 0 ? at::zeros({of.size(2)}, of.options()) : column_sums(rows);
+}
+
+Tensor peephole_gradient(const Arguments& a, const Tensor& of) {
+  const auto dtype = reference(a).scalar_type();
+  if (of.size(0) == 0) return at::zeros({of.size(1)}, of.options().dtype(dtype));
+  return column_sums(of).to(dtype);
+}
+
+}  // namespace weft::layer

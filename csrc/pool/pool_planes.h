@@ -8,7 +8,7 @@
 // bits, and the order is the problem's alone.
 //
 // Channels-last maps are rows of as many whole pixels as make a few hundred elements; sixteen rows
-// at a time are reduced to one, then such rows to one, then its pixels.
+// at a time are reduced to one, then such rows to one, then its pixels by halves.
 #pragma once
 
 #include "core/parallel.h"
@@ -116,19 +116,21 @@ void reduce_pixels(const PoolProblem& p, const T* x, T* y, int64_t outer, int64_
     reduce_into<Op>(levels[2].data(), levels[1].data(), n);
     fill_lanes(levels[1].data(), n, Op::kNeutral);
   }
-  reduce_into<Op>(levels[2].data(), levels[1].data(), n);
-  E* total = levels[2].data();
-  for (int64_t i = 1; i < pixels; ++i) {
-    memcpy(levels[0].data(), total + i * channels, channels * sizeof(E));
-    fill_lanes(levels[0].data() + channels, kWidth, Op::kNeutral);
-    reduce_into<Op>(total, levels[0].data(), channels);
+  const int64_t left = (positions - rows * pixels) * channels;  // a last, shorter row
+  if (left > 0) {
+    sources[0] = image + rows * n;
+    reduce_rows<Op>(sources, 1, left, levels[0].data());
+    fill_lanes(levels[0].data() + left, n + kWidth - left, Op::kNeutral);
+    reduce_into<Op>(levels[1].data(), levels[0].data(), n);
   }
-  const int64_t left = positions - rows * pixels;  // pixels of a last, shorter row
-  for (int64_t i = 0; i < left; ++i) {
-    sources[0] = image + (rows * pixels + i) * p.inner;
-    reduce_rows<Op>(sources, 1, channels, levels[0].data());
-    fill_lanes(levels[0].data() + channels, kWidth, Op::kNeutral);
-    reduce_into<Op>(total, levels[0].data(), channels);
+  E* total = levels[2].data();
+  reduce_into<Op>(total, levels[1].data(), n);
+  // The second half of the row's pixels is added to the first, until one is left.
+  for (int64_t count = pixels; count > 1; count -= count / 2) {
+    const int64_t half = count / 2 * channels;
+    memcpy(levels[0].data(), total + count * channels - half, half * sizeof(E));
+    fill_lanes(levels[0].data() + half, kWidth, Op::kNeutral);
+    reduce_into<Op>(total, levels[0].data(), half);
   }
   T* out = y + outer * p.inner + c_begin;
   for (int64_t j = 0; j < channels; j += kWidth)

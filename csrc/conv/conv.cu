@@ -10,7 +10,7 @@
 // which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to the
 // tensor cores. For depthwise problems bytes.
 #include "conv/conv.h"
-#include "device/device.h"
+#include "device/index.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -29,23 +29,9 @@ struct Element {
 
 WEFT_DEVICE Element split(int64_t flat, int64_t channels, const int64_t (&extent)[3],
                           bool channels_last) {
-  Element e;
-  if (channels_last) {
-    e.channel = flat % channels;
-    flat /= channels;
-  }
-  e.w = flat % extent[2];
-  flat /= extent[2];
-  e.h = flat % extent[1];
-  flat /= extent[1];
-  e.d = flat % extent[0];
-  flat /= extent[0];
-  if (!channels_last) {
-    e.channel = flat % channels;
-    flat /= channels;
-  }
-  e.n = flat;
-  return e;
+  const device::Element e = device::split(flat, extent, channels_last ? channels : 1);
+  if (channels_last) return {e.outer, e.inner, e.d, e.h, e.w};
+  return {e.outer / channels, e.outer % channels, e.d, e.h, e.w};
 }
 
 // Where channel 0 of a position of image n lies, and how far the next channel is.

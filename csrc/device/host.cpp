@@ -1,4 +1,4 @@
-// Host execution of the device vocabulary: fibers, barriers, warp exchanges, guards, traffic.
+// Host execution of the device vocabulary: fibers, barriers, warp exchanges, traffic.
 //
 // A launch runs its grid three times, with threads and blocks in ascending, descending and seeded
 // random order, from the same initial memory, and compares all outputs bit by bit: a kernel that
@@ -11,6 +11,7 @@
 // thread, so that the message can name the thread. Time is bound by switches, so what every switch
 // touches is kept small: states and counters in the block, stacks spread over the cache's sets.
 #include "device/device.h"
+#include "device/guarded.h"
 
 #include <pthread.h>
 #include <sys/mman.h>
@@ -37,10 +38,14 @@
 namespace weft::device {
 namespace {
 
+using host::Allocation;
+using host::guards_intact;
+using host::kGuardByte;
+using host::kGuardBytes;
+using host::poison;
 using host::Site;
 
 constexpr int kWarp = 32;
-constexpr int64_t kGuardBytes = 256;
 constexpr int64_t kMaxThreads = 1024;
 constexpr int64_t kMaxSharedBytes = 227 * 1024;  // what a block of sm_90 may ask for
 #if defined(__SANITIZE_ADDRESS__)
@@ -48,29 +53,6 @@ constexpr size_t kStackBytes = 512 * 1024;  // instrumented frames are several t
 #else
 constexpr size_t kStackBytes = 128 * 1024;
 #endif
-constexpr unsigned char kGuardByte = 0xFB;
-
-// 0x7FF4 repeated is NaN as float64, float32, bfloat16 and float16, and a huge integer.
-void poison(void* memory, int64_t bytes) {
-  auto* out = static_cast<unsigned char*>(memory);
-  for (int64_t i = 0; i < bytes; ++i) out[i] = i % 2 ? 0x7F : 0xF4;
-}
-
-// Two guard bands are intact around [payload, payload + bytes).
-bool guards_intact(const unsigned char* payload, int64_t bytes) {
-  static const auto expected = [] {
-    std::array<unsigned char, kGuardBytes> band;
-    band.fill(kGuardByte);
-    return band;
-  }();
-  return memcmp(payload - kGuardBytes, expected.data(), kGuardBytes) == 0 &&
-         memcmp(payload + bytes, expected.data(), kGuardBytes) == 0;
-}
-
-void restore_guards(unsigned char* payload, int64_t bytes) {
-  std::fill_n(payload - kGuardBytes, kGuardBytes, kGuardByte);
-  std::fill_n(payload + bytes, kGuardBytes, kGuardByte);
-}
 
 std::string site_name(const Site& site) {
   std::string file = site.file_name();
@@ -93,29 +75,6 @@ std::string thread_list(const std::vector<int>& threads) {
     i = j + 1;
   }
   return text;
-}
-
-// ---- guarded memory ------------------------------------------------------------------------
-
-struct Allocation {
-  unsigned char* payload;
-  int64_t bytes;
-};
-
-std::mutex allocations_mutex;
-std::map<const unsigned char*, int64_t> allocations;  // payload -> bytes
-
-Allocation allocation_of(const void* memory, const char* kernel) {
-  const auto* address = static_cast<const unsigned char*>(memory);
-  std::lock_guard lock(allocations_mutex);
-  auto next = allocations.upper_bound(address);
-  if (next != allocations.begin()) {
-    const auto& [payload, bytes] = *std::prev(next);
-    if (address < payload + std::max<int64_t>(bytes, 1))
-      return {const_cast<unsigned char*>(payload), bytes};
-  }
-  throw KernelFault(std::string("kernel ") + kernel +
-                    " is given an output that weft did not allocate");
 }
 
 // ---- one launch ----------------------------------------------------------------------------
@@ -543,7 +502,7 @@ void run_grid(LaunchRun& launch, Order order, const Image& before) {
   if (damage.empty()) return;
   for (size_t i = 0; i < launch.outputs.size(); ++i) {
     const Allocation& output = launch.outputs[i];
-    restore_guards(output.payload, output.bytes);
+    host::restore_guards(output.payload, output.bytes);
     std::copy(before[i].begin(), before[i].end(), output.payload);
   }
   LaunchRun hunt{launch.config, launch.outputs, launch.thread_body};
@@ -565,27 +524,6 @@ void clear_launch_reports() {
 std::vector<LaunchReport> launch_reports() {
   std::lock_guard lock(reports_mutex);
   return reports;
-}
-
-void* allocate_guarded(int64_t bytes) {
-  const int64_t padded = (bytes + 63) / 64 * 64;
-  auto* base = static_cast<unsigned char*>(std::aligned_alloc(64, padded + 2 * kGuardBytes));
-  if (base == nullptr) throw std::bad_alloc();
-  std::fill(base, base + padded + 2 * kGuardBytes, kGuardByte);
-  unsigned char* payload = base + kGuardBytes;
-  poison(payload, bytes);
-  std::lock_guard lock(allocations_mutex);
-  allocations.emplace(payload, bytes);
-  return payload;
-}
-
-void release_guarded(void* memory) {
-  auto* payload = static_cast<unsigned char*>(memory);
-  {
-    std::lock_guard lock(allocations_mutex);
-    allocations.erase(payload);
-  }
-  std::free(payload - kGuardBytes);
 }
 
 namespace host {

@@ -1,253 +1,144 @@
-// What pooling on CPU reduces with, and how a line of elements is reduced over shifted windows.
-//
-// A reduction works on `E`, the element that its lanes hold, and loads and stores T as E. Sums hold
-// the accumulation type. Maxima of half types hold 16-bit integers in the order of the values, so a
-// vector holds as many of them as of T, and comparing is one instruction.
-//
-// A window of k neighbours costs log2(k) passes over a line by doubling: a window of 2p is two
-// windows of p. A maximum may count elements twice, so the last step overlaps two windows of the
-// largest power of two; a sum adds one window for each binary digit of k. Each result is made of
-// its own window's elements alone, in an order that only k decides: no running sum whose error
-// grows along the row, and the same bits wherever a thread starts.
+// How a block walks one long window: its rows (contiguous), or its positions (channels-last).
 #pragma once
 
-#include <limits>
-
-#include "core/scratch.h"
-#include "core/simd.h"
+#include "device/index.h"
+#include "pool/pool_plan_cuda.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-constexpr int kBlock = 4;  // vectors of accumulators that a pass keeps in registers
+constexpr int kReduceThreads = pool_plan::kReduceThreads;
+constexpr int kReduceWarps = kReduceThreads / 32;
 
-constexpr int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
+// ---- contiguous maps
+// -----------------------------------------------------------------------------
 
-template <class T>
-struct SumOf {
-  using E = accumulate_t<T>;
-  using V = Vec<E>;
-  static constexpr int64_t kWidth = kLanes<T>;
-  static constexpr bool kIdempotent = false;
-  static constexpr E kNeutral = 0;
-
-  static WEFT_INLINE V reduce(V sum, V value) { return sum + value; }
-  static WEFT_INLINE V load(const T* address) { return load_vec(address); }
-  static WEFT_INLINE void store(T* address, V value) { store_vec(address, value); }
+// The window of one output as runs of memory: run r of [planes, rows] begins `first` elements into
+// the map, and its elements are the window's places from `place` on.
+struct WindowRows {
+  int64_t first;
+  int64_t planes, rows, run;
+  int64_t plane_step, row_step;  // in memory
+  int64_t element_step;          // dilation of W
+  int64_t place, plane_places, row_places;
 };
 
-template <class T>
-struct MaxOf {
-  using E = T;
-  using V = Vec<T>;
-  static constexpr int64_t kWidth = kLanes<T>;
-  static constexpr bool kIdempotent = true;
-  static constexpr E kNeutral = -std::numeric_limits<T>::infinity();
-
-  static WEFT_INLINE V reduce(V best, V value) {
-    const V larger = value > best ? value : best;
-    return value == value ? larger : value;  // NaN stays
+WEFT_DEVICE WindowRows window_rows(const PoolProblem& p, int64_t output) {
+  const device::Element e = device::split(output, p.out, 1);
+  const int64_t at[3] = {e.d, e.h, e.w};
+  Range k[3];
+  int64_t first[3];
+  for (int a = 0; a < 3; ++a) {
+    k[a] = places_inside(p.window[a], at[a], p.in[a]);
+    first[a] = p.window[a].first_input(at[a]) + k[a].begin * p.window[a].dilation;
+    if (k[a].end < k[a].begin) k[a].end = k[a].begin;
   }
-  static WEFT_INLINE V load(const T* address) { return load_vec(address); }
-  static WEFT_INLINE void store(T* address, V value) { store_vec(address, value); }
+  WindowRows r;
+  r.first = device::flat_index(e, first[0], first[1], first[2], p.in, 1);
+  r.planes = k[0].end - k[0].begin;
+  r.rows = k[1].end - k[1].begin;
+  r.run = k[2].end - k[2].begin;
+  r.row_step = p.window[1].dilation * p.in[2];
+  r.plane_step = p.window[0].dilation * p.in[1] * p.in[2];
+  r.element_step = p.window[2].dilation;
+  r.row_places = p.window[2].size;
+  r.plane_places = p.window[1].size * p.window[2].size;
+  r.place = k[0].begin * r.plane_places + k[1].begin * r.row_places + k[2].begin;
+  return r;
+}
+
+// Calls body(value, place) for this thread's share of the window, places ascending: packs of 16
+// bytes, neighbours in neighbouring threads, and the ends of each row element by element.
+template <class T, class Body>
+WEFT_DEVICE void for_window_rows(const WindowRows& r, const T* x, const Body& body) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int thread = device::thread_index();
+  for (int64_t plane = 0; plane < r.planes; ++plane)
+    for (int64_t row = 0; row < r.rows; ++row) {
+      const T* from = x + r.first + plane * r.plane_step + row * r.row_step;
+      const int64_t place = r.place + plane * r.plane_places + row * r.row_places;
+      if (r.element_step != 1) {
+        for (int64_t i = thread; i < r.run; i += kReduceThreads)
+          body(widen(device::load(from + i * r.element_step)), place + i);
+        continue;
+      }
+      const auto past = static_cast<int>(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(T));
+      for (int64_t i = static_cast<int64_t>(thread) * kPack - past; i < r.run;
+           i += kReduceThreads * kPack) {
+        if (i >= 0 && i + kPack <= r.run) {
+          const auto pack = device::load_pack<kPack>(from + i);
+          for (int j = 0; j < kPack; ++j) body(widen(pack[j]), place + i + j);
+          continue;
+        }
+        for (int64_t j = i; j < i + kPack; ++j)
+          if (j >= 0 && j < r.run) body(widen(device::load(from + j)), place + j);
+      }
+    }
+}
+
+// ---- channels-last maps
+// --------------------------------------------------------------------------
+
+// A thread's channels of one output: `lanes` neighbouring threads share a position, and `groups` of
+// them share the window's positions.
+struct ChannelRun {
+  device::Element at;  // the output; `inner` is the thread's first channel
+  int64_t target;      // its flat index
+  int lanes, groups, group;
+  bool works;  // has channels
 };
 
-// Negative numbers order by magnitude the other way round, so their magnitude bits are flipped; any
-// NaN becomes the largest integer, which is a NaN again.
-template <class T, uint16_t kInfinity>
-struct MaxOfHalf {
-  using E = int16_t;
-  using V = Vec<int16_t>;
-  static constexpr int64_t kWidth = kVectorBytes / 2;
-  static constexpr bool kIdempotent = true;
-  static constexpr E kNeutral = static_cast<E>(~kInfinity);  // -inf
+template <int kPack>
+WEFT_DEVICE ChannelRun channel_run(const PoolProblem& p, int run) {
+  const int64_t runs = ceil_div(p.inner, run);
+  const int64_t output = device::block_index() / runs;
+  const int64_t first = device::block_index() % runs * run;
+  ChannelRun r;
+  r.lanes = static_cast<int>(ceil_div(run, kPack));
+  r.groups = kReduceThreads / r.lanes;
+  r.group = device::thread_index() / r.lanes;
+  r.at = device::split(output, p.out, 1);
+  r.at.inner = first + device::thread_index() % r.lanes * kPack;
+  r.works = r.group < r.groups && r.at.inner < p.inner;
+  r.target = output * p.inner + r.at.inner;
+  return r;
+}
 
-  static WEFT_INLINE V flip(V value) { return value ^ ((value >> 15) & 0x7FFF); }
-  static WEFT_INLINE V reduce(V best, V value) { return value > best ? value : best; }
-  static WEFT_INLINE V load(const T* address) {
-    V bits;
-    memcpy(&bits, address, sizeof(bits));
-    const V key = flip(bits);
-    return key < kNeutral ? V{} + int16_t{0x7FFF} : key;
+// Calls body(offset of the first channel, place) for this thread's positions, places ascending.
+template <class Body>
+WEFT_DEVICE void for_window_positions(const PoolProblem& p, const ChannelRun& r, const Body& body) {
+  if (!r.works) return;
+  const Range kd = places_inside(p.window[0], r.at.d, p.in[0]);
+  const Range kh = places_inside(p.window[1], r.at.h, p.in[1]);
+  const Range kw = places_inside(p.window[2], r.at.w, p.in[2]);
+  const int64_t rows = kh.end - kh.begin;
+  const int64_t columns = kw.end - kw.begin;
+  if (kd.end <= kd.begin || rows <= 0 || columns <= 0) return;
+  const int64_t positions = (kd.end - kd.begin) * rows * columns;
+  for (int64_t at = r.group; at < positions; at += r.groups) {
+    const int64_t k = kw.begin + at % columns;
+    const int64_t j = kh.begin + at / columns % rows;
+    const int64_t i = kd.begin + at / columns / rows;
+    const int64_t d = p.window[0].first_input(r.at.d) + i * p.window[0].dilation;
+    const int64_t h = p.window[1].first_input(r.at.h) + j * p.window[1].dilation;
+    const int64_t w = p.window[2].first_input(r.at.w) + k * p.window[2].dilation;
+    body(device::flat_index(r.at, d, h, w, p.in, p.inner),
+         (i * p.window[1].size + j) * p.window[2].size + k);
   }
-  static WEFT_INLINE void store(T* address, V value) {
-    const V bits = flip(value);
-    memcpy(static_cast<void*>(address), &bits, sizeof(bits));
-  }
-};
-template <>
-struct MaxOf<bf16> : MaxOfHalf<bf16, 0x7F80> {};
-template <>
-struct MaxOf<f16> : MaxOfHalf<f16, 0x7C00> {};
-
-template <class E>
-WEFT_INLINE Vec<E> load_lanes(const E* address) {
-  return detail::load_bits<E, kVectorBytes / static_cast<int>(sizeof(E))>(address);
-}
-template <class E>
-WEFT_INLINE void store_lanes(E* address, Vec<E> value) {
-  memcpy(static_cast<void*>(address), &value, sizeof(value));
 }
 
-// The first `count` elements alone; the other lanes read as zero. A call of memcpy for a few bytes
-// would cost more than a short row.
-template <class Op, class T>
-WEFT_INLINE typename Op::V load_some(const T* address, int64_t count) {
-  alignas(64) T buffer[64 / sizeof(T)] = {};
-#if defined(__AVX512BW__)
-  const __mmask64 bytes = (uint64_t{1} << (count * sizeof(T))) - 1;
-  _mm512_store_si512(buffer, _mm512_maskz_loadu_epi8(bytes, address));
-#else
-  memcpy(static_cast<void*>(buffer), address, count * sizeof(T));
-#endif
-  return Op::load(buffer);
-}
-template <class Op, class T>
-WEFT_INLINE void store_some(T* address, typename Op::V value, int64_t count) {
-  alignas(64) T buffer[64 / sizeof(T)];
-  Op::store(buffer, value);
-#if defined(__AVX512BW__)
-  const __mmask64 bytes = (uint64_t{1} << (count * sizeof(T))) - 1;
-  _mm512_mask_storeu_epi8(address, bytes, _mm512_load_si512(buffer));
-#else
-  memcpy(static_cast<void*>(address), buffer, count * sizeof(T));
-#endif
-}
-// Vector j of a row of n elements.
-template <class Op, class T>
-WEFT_INLINE void store_row(T* row, int64_t j, int64_t n, typename Op::V value) {
-  if (j + Op::kWidth <= n) return Op::store(row + j, value);
-  store_some<Op>(row + j, value, n - j);
-}
-
-// The integers that have as many lanes as E.
-template <class E>
-using lane_index = std::conditional_t<sizeof(E) == 8, int64_t,
-                                      std::conditional_t<sizeof(E) == 4, int32_t, int16_t>>;
-
-// True in the first `count` lanes.
-template <class E>
-WEFT_INLINE auto lanes_before(int64_t count) {
-  using I = lane_index<E>;
-  Vec<I> lane;
-  for (int l = 0; l < static_cast<int>(sizeof(lane) / sizeof(I)); ++l) lane[l] = static_cast<I>(l);
-  return lane < broadcast<Vec<I>>(static_cast<I>(count));
-}
-
-// The lanes of `value` from `count` on become neutral.
-template <class Op>
-WEFT_INLINE typename Op::V neutral_after(typename Op::V value, int64_t count) {
-  return lanes_before<typename Op::E>(count) ? value : broadcast<typename Op::V>(Op::kNeutral);
-}
-
-// Lane l of the result is the reduction of all lanes of values[l]; `values` are lost.
-template <class Op, int kCount = Op::kWidth>
-WEFT_INLINE typename Op::V reduce_lanes(typename Op::V* values) {
-  if constexpr (kCount == 1) {
-    return values[0];
+template <int N, class T>
+WEFT_DEVICE void read_values(const T* from, T (&values)[N]) {
+  if constexpr (N == 1) {
+    values[0] = device::load(from);
   } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < kCount / 2; ++i) {
-      typename Op::V even, odd;
-      deinterleave(values[2 * i], values[2 * i + 1], even, odd);
-      values[i] = Op::reduce(even, odd);
-    }
-    return reduce_lanes<Op, kCount / 2>(values);
+    const auto pack = device::load_pack<N>(from);
+    for (int i = 0; i < N; ++i) values[i] = pack[i];
   }
 }
 
-template <class E>
-WEFT_INLINE void fill_lanes(E* out, int64_t count, E value) {
-  constexpr int64_t kWidth = kVectorBytes / static_cast<int64_t>(sizeof(E));
-  int64_t j = 0;
-  for (; j + kWidth <= count; j += kWidth) store_lanes(out + j, broadcast<Vec<E>>(value));
-  for (; j < count; ++j) out[j] = value;
-}
-
-// The rows of a window are read side by side, which no hardware prefetcher takes for the one run of
-// memory that they are together; without this, rows of 112 floats come at a quarter of its speed.
-template <class T>
-WEFT_INLINE void prefetch_ahead(const T* address) {
-  constexpr int64_t kAheadBytes = 4096;
-  __builtin_prefetch(reinterpret_cast<const char*>(address) + kAheadBytes);
-}
-
-// out[j] = reduce_k sources[k][j] for j in [0, n), count > 0; writes nothing beyond n.
-template <class Op, class T>
-void reduce_rows(const T* const* sources, int64_t count, int64_t n, typename Op::E* out) {
-  using V = typename Op::V;
-  constexpr int64_t kWidth = Op::kWidth;
-  int64_t j = 0;
-  for (; j + kBlock * kWidth <= n; j += kBlock * kWidth) {
-    V sum[kBlock];
-    for (int b = 0; b < kBlock; ++b) {
-      prefetch_ahead(sources[0] + j + b * kWidth);
-      sum[b] = Op::load(sources[0] + j + b * kWidth);
-    }
-    for (int64_t k = 1; k < count; ++k)
-      for (int b = 0; b < kBlock; ++b) {
-        prefetch_ahead(sources[k] + j + b * kWidth);
-        sum[b] = Op::reduce(sum[b], Op::load(sources[k] + j + b * kWidth));
-      }
-    for (int b = 0; b < kBlock; ++b) store_lanes(out + j + b * kWidth, sum[b]);
-  }
-  if (n < kWidth) {
-    V sum = load_some<Op>(sources[0], n);
-    for (int64_t k = 1; k < count; ++k) sum = Op::reduce(sum, load_some<Op>(sources[k], n));
-    memcpy(static_cast<void*>(out), &sum, n * sizeof(typename Op::E));
-    return;
-  }
-  while (j < n) {
-    const int64_t at = j + kWidth <= n ? j : n - kWidth;  // the last vector may overlap
-    prefetch_ahead(sources[0] + at);
-    V sum = Op::load(sources[0] + at);
-    for (int64_t k = 1; k < count; ++k) {
-      prefetch_ahead(sources[k] + at);
-      sum = Op::reduce(sum, Op::load(sources[k] + at));
-    }
-    store_lanes(out + at, sum);
-    j = at + kWidth;
-  }
-}
-
-// line[j] = reduce(line[j], other[j]) for whole vectors of [0, n); `other` may lie above `line`.
-template <class Op>
-WEFT_INLINE void reduce_into(typename Op::E* line, const typename Op::E* other, int64_t n) {
-  for (int64_t j = 0; j < n; j += Op::kWidth)
-    store_lanes(line + j, Op::reduce(load_lanes(line + j), load_lanes(other + j)));
-}
-
-// The reduction over windows of `size` elements, `step` apart, that start at each of the first n
-// elements of `line`; returns where it lies: `line`, or `spare`, which only sums need. Both are
-// overwritten, and are read for (size - 1) * step elements and a vector past n.
-template <class Op>
-typename Op::E* reduce_windows(typename Op::E* line, typename Op::E* spare, int64_t n, int64_t size,
-                               int64_t step) {
-  const int64_t reach = n + (size - 1) * step;
-  int64_t done = 0;  // elements of the windows that `spare` holds: binary digits of `size` so far
-  for (int64_t power = 1;; power *= 2) {
-    const bool last = 2 * power > size;
-    if (!Op::kIdempotent && (size & power) != 0) {
-      const int64_t valid = reach - (done + power - 1) * step;
-      if (done == 0) {
-        if (last) return line;
-        memcpy(static_cast<void*>(spare), line, valid * sizeof(*line));
-      } else {
-        for (int64_t j = 0; j < valid; j += Op::kWidth)
-          store_lanes(spare + j,
-                      Op::reduce(load_lanes(line + j), load_lanes(spare + j + power * step)));
-      }
-      done += power;
-    }
-    if (last) {
-      if (!Op::kIdempotent) return spare;
-      if (power < size) reduce_into<Op>(line, line + (size - power) * step, n);
-      return line;
-    }
-    reduce_into<Op>(line, line + power * step, reach - (2 * power - 1) * step);
-  }
+inline bool has_channel_packs(const PoolProblem& p, int pack, const void* x) {
+  return p.inner % pack == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
 }
 
 }  // namespace

@@ -2,10 +2,8 @@
 //
 // Backward: a block copies the gradients and the places of all windows that can hold its tile of
 // inputs to shared memory; a thread gathers, for its inputs, from the windows whose place is that
-// input, in ascending order. Nothing is atomic, so the bits never change. Where a tile's windows
-// are fewer than those that each input would have to ask (large windows that overlap), every thread
-// goes through all windows of its tile instead, and adds those whose place it owns: the cost of a
-// window no longer depends on its size. Bound: bytes.
+// input, in ascending order. Nothing is atomic, so the bits never change. Bound: bytes; for windows
+// of some hundred elements that overlap, the comparisons of places, one for each window and input.
 #include "pool/pool_cuda.h"
 #include "pool/pool_passes.h"
 

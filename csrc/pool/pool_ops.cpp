@@ -1,6 +1,7 @@
 // Pooling ops: check the arguments, complete them into a PoolProblem, allocate, run the kernel.
 #include "ops_common.h"
 #include "pool/pool.h"
+#include "pool/pool_plan.h"
 #include "pool/pool_plan_cuda.h"
 
 #include <c10/core/DeviceGuard.h>
@@ -220,6 +221,23 @@ void check_gradient(const Request& request, const Tensor& grad) {
 
 // ---- plans -----------------------------------------------------------------------------------
 
+const char* cpu_path(const PoolProblem& p, PoolStep step) {
+  const PoolProblem fixed = pool_with_fixed_windows(p);
+  switch (step) {
+    case PoolStep::max_forward:
+    case PoolStep::avg_forward:
+      return name_of(pool_values_path(fixed));
+    case PoolStep::max_forward_places:
+      return name_of(pool_places_path(p));
+    case PoolStep::max_backward:
+      return name_of(pool_max_gradient_path(fixed));
+    case PoolStep::avg_backward:
+      return name_of(pool_avg_gradient_path(fixed));
+    default:
+      return "walk";
+  }
+}
+
 Plan describe(const PoolProblem& p, PoolStep step) {
   const PoolPlan cuda = plan_pool(p, step);
   Plan plan;
@@ -228,7 +246,7 @@ Plan describe(const PoolProblem& p, PoolStep step) {
   const Target target = planned_target();
   if (target != Target::cuda && target != Target::cuda_on_host) {
     plan.kernel = name_of(step);
-    plan.path = "window walk on " + target_name(target);
+    plan.path = cpu_path(p, step);
     return plan;
   }
   plan.kernel = kernel_of(p, step, cuda);

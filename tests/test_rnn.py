@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -140,6 +141,28 @@ def test_random_problems_against_float64(
     torch.manual_seed(seed)
     arguments = problem(cell, batch, inputs, hidden, torch.float64, device, bias)
     torch.testing.assert_close(WEFT[cell](*arguments), NATIVE[cell](*arguments))
+
+
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_of_small_integers_are_exact(target: str, dtype: torch.dtype) -> None:
+    """Around vectors, panels, pairs of terms and tiles; an infinity stays one."""
+    with weft.testing.cpu_target(target):
+        for batch, inputs, hidden in itertools.product((1, 8, 9, 50), (1, 16, 33), (5, 64, 71)):
+            sizes = [(batch, inputs), (batch, hidden), (hidden, inputs), (hidden, hidden)]
+            x, h, w_ih, w_hh = exact = [torch.randint(-1, 2, s).double() for s in sizes]
+            x[0, 0], w_ih[:, 0] = float("inf"), 1
+            low = [t.to(dtype) for t in exact]
+            found = W.rnn_cell(*low, nonlinearity="relu")
+            assert torch.equal(found.double(), (x @ w_ih.t() + h @ w_hh.t()).relu())
+            x[0, 0] = 0
+            grad = torch.randint(-1, 2, (batch, hidden)).double()
+            gradients = torch.ops.weft.rnn_cell_gradients(
+                grad.to(dtype), torch.ones_like(found), x.to(dtype), *low[1:], True, [True] * 5
+            )
+            expected = [grad @ w_ih, grad @ w_hh, grad.t() @ x, grad.t() @ h, grad.sum(0)]
+            for one, other in zip(gradients, expected, strict=True):
+                assert torch.equal(one.double(), other)
 
 
 @pytest.mark.parametrize("cell", CELLS)

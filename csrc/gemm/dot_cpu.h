@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "core/simd.h"
+#include "gemm/pairs_cpu.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -63,11 +64,12 @@ WEFT_INLINE V fold(const V (&partial)[N]) {
   }
 }
 
-// sum[m][kColumns.at[r]] += the products of row m of `a` and row r of `b` over k.
-template <auto kColumns, int R, int M, int C, class T, class V>
+// sum[m][kColumns.at[r]] += the products of row m of `a` and row r of `b` over k; with kPairs by
+// pairs_cpu.h's dot products.
+template <auto kColumns, bool kPairs, int R, int M, int C, class T, class V>
 WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T* const (&b)[R],
                           int64_t k) {
-  constexpr int kStep = kLanes<T>;
+  constexpr int kStep = (kPairs ? 2 : 1) * kLanes<T>;
   const auto step = [&](auto load) __attribute__((always_inline)) {
     V row[M];
 #pragma GCC unroll 16
@@ -76,15 +78,30 @@ WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T*
     for (int r = 0; r < R; ++r) {
       const V column = load(b[r]);
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) sum[m][kColumns.at[r]] += row[m] * column;
+      for (int m = 0; m < M; ++m) {
+        if constexpr (kPairs) {
+          add_pairs(sum[m][kColumns.at[r]], row[m], column);
+        } else {
+          sum[m][kColumns.at[r]] += row[m] * column;
+        }
+      }
     }
   };
   int64_t at = 0;
   for (; at + kStep <= k; at += kStep)
-    step([&](const T* address) __attribute__((always_inline)) { return load_vec(address + at); });
+    step([&](const T* address) __attribute__((always_inline)) {
+      if constexpr (kPairs) {
+        return load_terms(address + at, kStep);
+      } else {
+        return load_vec(address + at);
+      }
+    });
   const auto left = static_cast<int>(k - at);
   if (left == 0) return;
-  if (k >= kStep) {  // the last full vector, without the lanes that are already in the sum
+  if constexpr (kPairs) {
+    step([&](const T* address)
+             __attribute__((always_inline)) { return load_terms(address + at, left); });
+  } else if (k >= kStep) {  // the last full vector, without the lanes that are already in the sum
     step([&](const T* address) __attribute__((always_inline)) {
       return detail::keep_last(load_vec(address + k - kStep), left);
     });

@@ -16,8 +16,49 @@ constexpr int64_t kGrain = 1 << 17;
 constexpr int64_t kLeastRows = 48, kMostRows = 240;
 constexpr int64_t kMostSums = 1 << 17;
 
+// How packed operands lie: numbers of the accumulation type, or words of two bf16.
+struct Widened {
+  static constexpr bool kPairs = false;
+  static constexpr int64_t kTerms = 1;  // in a number of a packed operand
+
+  // Terms [0, k) of one vector of columns.
+  template <class T>
+  static void pack(const T* b, int64_t k_stride, int64_t stride, int64_t count, int64_t k,
+                   int vectors, accumulate_t<T>* panel) {
+    pack_vector(b, k_stride, stride, count, k, vectors, panel);
+  }
+  // Terms [0, k) of rows of A, to rows of kDepth.
+  template <class T>
+  static void copy(const T* a, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t k,
+                   accumulate_t<T>* out) {
+    if (row_stride == 1) {
+      for (int64_t i = 0; i < k; i += kLanes<T>)
+        copy_transposed(a + i * k_stride, k_stride, k - i, rows, out + i, kDepth);
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < k; ++i) out[r * kDepth + i] = widen(a[r * row_stride + i * k_stride]);
+  }
+};
+
+#if defined(__AVX512F__)
+struct Paired {
+  static constexpr bool kPairs = true;
+  static constexpr int64_t kTerms = 2;
+
+  static void pack(const bf16* b, int64_t k_stride, int64_t stride, int64_t count, int64_t k,
+                   int vectors, float* panel) {
+    pack_pairs(b, k_stride, stride, count, k, vectors, panel);
+  }
+  static void copy(const bf16* a, int64_t row_stride, int64_t k_stride, int64_t rows, int64_t k,
+                   float* out) {
+    copy_pairs(a, row_stride, k_stride, rows, k, out, kDepth);
+  }
+};
+#endif
+
 // Rows [row, row + rows) and panels [begin, end) of C; block_of(panel, k, depth) is the packed B.
-template <int kPanelVectors, class T, class C, class BlockOf>
+template <class Format, int kPanelVectors, class T, class C, class BlockOf>
 void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, int64_t rows,
                  int64_t begin, int64_t end, const BlockOf& block_of, C* c) {
   using Acc = accumulate_t<T>;
@@ -29,26 +70,19 @@ void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, 
   const Acc* from[kMostRows];
   Acc* to[kMostRows];
   for (int64_t r = 0; r < rows; ++r) from[r] = block.data() + r * kDepth;
-  for (int64_t k = 0; k < p.k || k == 0; k += kDepth) {
-    const int64_t depth = p.k - k < kDepth ? p.k - k : kDepth;
-    const T* corner = a + row * p.a_row + k * p.a_column;
-    if (p.a_row == 1) {
-      for (int64_t i = 0; i < depth; i += kLanes<T>)
-        copy_transposed(corner + i * p.a_column, p.a_column, depth - i, rows, block.data() + i,
-                        kDepth);
-    } else {
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t i = 0; i < depth; ++i)
-          block[r * kDepth + i] = widen(corner[r * p.a_row + i * p.a_column]);
-    }
+  constexpr int64_t kBlock = kDepth * Format::kTerms;
+  for (int64_t k = 0; k < p.k || k == 0; k += kBlock) {
+    const int64_t depth = p.k - k < kBlock ? p.k - k : kBlock;
+    Format::copy(a + row * p.a_row + k * p.a_column, p.a_row, p.a_column, rows, depth,
+                 block.data());
     for (int64_t panel = begin; panel < end; ++panel) {
       for (int64_t r = 0; r < rows; ++r) {
         to[r] = sums.data() + r * width + (panel - first) * kPanel;
         if constexpr (std::is_same_v<C, Acc>)
           if (panel < first) to[r] = c + (row + r) * p.c_row + panel * kPanel;
       }
-      packed_block<kPanelVectors>(from, int64_t{0}, rows, block_of(panel, k, depth), depth, k > 0,
-                                  to);
+      packed_block<kPanelVectors, Format::kPairs>(from, int64_t{0}, rows, block_of(panel, k, depth),
+                                                  ceil_div(depth, Format::kTerms), k > 0, to);
     }
   }
   const int64_t last = end * kPanel < p.n ? end * kPanel : p.n;
@@ -65,7 +99,7 @@ void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, 
   }
 }
 
-template <int kPanelVectors, class T, class C>
+template <class Format, int kPanelVectors, class T, class C>
 void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
                     const Context& context) {
   using Acc = accumulate_t<T>;
@@ -74,8 +108,8 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add
   // Terms [k, k + depth) of vector i of all panels.
   const auto pack = [&](int64_t i, int64_t k, int64_t depth, Acc* out) {
     const int64_t column = i * kLane;
-    pack_vector(b + k * p.b_row + column * p.b_column, p.b_row, p.b_column, p.n - column, depth,
-                kPanelVectors, out + i % kPanelVectors * kLane);
+    Format::pack(b + k * p.b_row + column * p.b_column, p.b_row, p.b_column, p.n - column, depth,
+                 kPanelVectors, out + i % kPanelVectors * kLane);
   };
   if (p.m <= kMostRows) {  // each block of B serves all rows at once
     parallel_for(context, panels, ceil_div(kGrain, kPanel * p.m * p.k + 1),
@@ -86,15 +120,16 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add
                        pack(panel * kPanelVectors + v, k, depth, room.data());
                      return room.data();
                    };
-                   packed_part<kPanelVectors>(p, a, add, 0, p.m, begin, end, block_of, c);
+                   packed_part<Format, kPanelVectors>(p, a, add, 0, p.m, begin, end, block_of, c);
                  });
     return;
   }
-  Scratch<Acc> packed(panels * kPanel * p.k);
+  const int64_t panel_size = kPanel * ceil_div(p.k, Format::kTerms);
+  Scratch<Acc> packed(panels * panel_size);
   parallel_for(context, panels * kPanelVectors, ceil_div(kGrain, p.k * kLane + 1),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i)
-                   pack(i, 0, p.k, packed.data() + i / kPanelVectors * kPanel * p.k);
+                   pack(i, 0, p.k, packed.data() + i / kPanelVectors * panel_size);
                });
   // Nearly equal blocks of rows, at least one for each thread.
   const int64_t fitting = kMostSums / (panels * kPanel) / kLeastRows * kLeastRows;
@@ -105,12 +140,12 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add
   parallel_for(context, parts, ceil_div(kGrain, ceil_div(p.m, parts) * p.n * p.k + 1),
                [&](int64_t begin, int64_t end) {
                  const auto block_of = [&](int64_t panel, int64_t k, int64_t) {
-                   return packed.data() + (panel * p.k + k) * kPanel;
+                   return packed.data() + panel * panel_size + k / Format::kTerms * kPanel;
                  };
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t row = p.m * i / parts;
-                   packed_part<kPanelVectors>(p, a, add, row, p.m * (i + 1) / parts - row, 0,
-                                              panels, block_of, c);
+                   packed_part<Format, kPanelVectors>(p, a, add, row, p.m * (i + 1) / parts - row,
+                                                      0, panels, block_of, c);
                  }
                });
 }
@@ -118,8 +153,16 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add
 template <class T, class C>
 void packed_any(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
                 const Context& context) {
-  if (fewer_lanes_with_three<T>(p.n)) return packed_product<3>(p, a, b, add, c, context);
-  packed_product<4>(p, a, b, add, c, context);
+  const auto run = [&](auto format) {
+    using Format = decltype(format);
+    if (fewer_lanes_with_three<T>(p.n)) return packed_product<Format, 3>(p, a, b, add, c, context);
+    packed_product<Format, 4>(p, a, b, add, c, context);
+  };
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bf16>)
+    if (has_pairs()) return run(Paired{});
+#endif
+  run(Widened{});
 }
 
 void packed(const PackedProblem& p, const void* a, const void* b, void* c, const Context& context) {
@@ -136,7 +179,7 @@ void packed(const PackedProblem& p, const void* a, const void* b, void* c, const
 }
 
 // A product of fewer rows or terms is done before B is packed.
-constexpr int64_t kPackedRows = 48, kPackedTerms = 8;
+constexpr int64_t kPackedRows = 48, kPairedRows = 8, kPackedTerms = 8;
 
 void product(const ProductProblem& p, const void* a, const void* b, const void* add, void* c,
              const Context& context) {
@@ -145,7 +188,8 @@ void product(const ProductProblem& p, const void* a, const void* b, const void* 
     const auto *left = static_cast<const T*>(a), *right = static_cast<const T*>(b),
                *more = static_cast<const T*>(add);
     auto* result = static_cast<T*>(c);
-    if (p.m >= kPackedRows && p.k >= kPackedTerms) {
+    const bool pairs = std::is_same_v<T, bf16> && has_pairs();
+    if (p.m >= (pairs ? kPairedRows : kPackedRows) && p.k >= kPackedTerms) {
       const PackedProblem q = {p.dtype, p.m, p.n, p.k, p.a_row, p.a_column, p.n, 1, p.n, false};
       return packed_any<T>(q, left, right, more, result, context);
     }

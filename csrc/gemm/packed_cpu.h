@@ -6,11 +6,13 @@
 // kTileRows x Vectors accumulators in registers; sums run over blocks of kDepth terms, each added
 // to the block before, so their order depends on K alone. Bound: FLOPs.
 //
-// Everything is in the accumulation type: half types are widened while they are packed.
+// Everything is in the accumulation type: half types are widened while they are packed, except
+// where the processor has products of bf16 (pairs_cpu.h).
 #pragma once
 
 #include "core/simd.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/pairs_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -24,7 +26,8 @@ template <int Vectors>
 constexpr int kTileRows = kTileAccumulators / Vectors;
 
 // out[r] (+)= sum over k of a[r][k] times the panel's row k; `out` has Vectors vectors a row.
-template <int Rows, int Vectors, class Acc>
+// `kPairs`: of words instead of numbers, see pairs_cpu.h.
+template <bool kPairs, int Rows, int Vectors, class Acc>
 __attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, const Acc* panel,
                                            int64_t k, bool add, Acc* const* out) {
   using V = Vec<Acc>;
@@ -39,9 +42,21 @@ __attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, c
     for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLane);
 #pragma GCC unroll 12
     for (int r = 0; r < Rows; ++r) {
-      const Acc scale = row[r][i];
+      const auto scale = [&]() __attribute__((always_inline)) {
+        if constexpr (kPairs) {
+          return broadcast_word(row[r] + i);
+        } else {
+          return row[r][i];
+        }
+      }();
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] += scale * value[v];
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (kPairs) {
+          add_pairs(sum[r][v], scale, value[v]);
+        } else {
+          sum[r][v] += scale * value[v];
+        }
+      }
     }
   }
 #pragma GCC unroll 12
@@ -54,24 +69,25 @@ __attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, c
   }
 }
 
-template <int Rows, int Vectors, class Acc>
+template <bool kPairs, int Rows, int Vectors, class Acc>
 WEFT_INLINE void packed_tile_of(int rows, const Acc* const* a, int64_t first, const Acc* panel,
                                 int64_t k, bool add, Acc* const* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return packed_tile_of<Rows - 1, Vectors>(rows, a, first, panel, k, add, out);
+    if (rows < Rows)
+      return packed_tile_of<kPairs, Rows - 1, Vectors>(rows, a, first, panel, k, add, out);
   }
-  packed_tile<Rows, Vectors>(a, first, panel, k, add, out);
+  packed_tile<kPairs, Rows, Vectors>(a, first, panel, k, add, out);
 }
 
 // One block of kDepth terms for any number of rows, cut into tiles of nearly equal height.
-template <int Vectors, class Acc>
+template <int Vectors, bool kPairs = false, class Acc>
 void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* panel, int64_t k,
                   bool add, Acc* const* out) {
   constexpr int kMost = kTileRows<Vectors>;
   while (rows > 0) {
     const int64_t tiles = (rows + kMost - 1) / kMost;
     const auto take = static_cast<int>((rows + tiles - 1) / tiles);
-    packed_tile_of<kMost, Vectors>(take, a, first, panel, k, add, out);
+    packed_tile_of<kPairs, kMost, Vectors>(take, a, first, panel, k, add, out);
     a += take, out += take, rows -= take;
   }
 }

@@ -1,10 +1,11 @@
 // Recurrent cells on CPU.
 //
-// Forward is the tile product x W_ih^T + h W_hh^T with the gates as its epilogue: threads split the
-// hidden units; a thread takes one vector of units at a time, for those the four sums of up to
-// kRowBlock batch rows (a tile at a time, into a scratch that stays in the cache), then the gates,
-// one vector of units per row. The pre-activations never reach memory. Bound: FLOPs for large
-// batches; for one row, the bytes of the weights, each read once.
+// Forward is the tile product x W_ih^T + h W_hh^T (of bf16 by dot products of pairs, where the CPU
+// has them) with the gates as its epilogue: threads split the hidden units; a thread takes one
+// vector of units at a time, for those the four sums of up to kRowBlock batch rows (a tile at a
+// time, into a scratch that stays in the cache), then the gates, one vector of units per row. The
+// pre-activations never reach memory. Bound: FLOPs for large batches; for one row, the bytes of the
+// weights, each read once.
 //
 // Backward and double backward are elementwise, one vector of units at a time; bound: bytes.
 #include "core/parallel.h"
@@ -127,7 +128,7 @@ consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
 
 // The sums of `Rows` batch rows from `row` and `Units` hidden units from `unit`, to
 // sums[row][column][unit] with kLanes units a column.
-template <class Cell, int Rows, int Units, class T>
+template <class Cell, bool kPairs, int Rows, int Units, class T>
 WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t unit,
                            accumulate_t<T>* sums) {
   using V = Vec<accumulate_t<T>>;
@@ -141,11 +142,11 @@ WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t r
       weights[i] = w + (i % Cell::kGates * p.hidden + unit + i / Cell::kGates) * k;
   };
   point(t.w_ih, p.input);
-  dot_rows<tile_columns<Units, kSums>(Cell::kInputColumn)>(sum, t.x + row * p.input, p.input,
-                                                           weights, p.input);
+  dot_rows<tile_columns<Units, kSums>(Cell::kInputColumn), kPairs>(sum, t.x + row * p.input,
+                                                                   p.input, weights, p.input);
   point(t.w_hh, p.hidden);
-  dot_rows<tile_columns<Units, kSums>(Cell::kHiddenColumn)>(sum, t.h + row * p.hidden, p.hidden,
-                                                            weights, p.hidden);
+  dot_rows<tile_columns<Units, kSums>(Cell::kHiddenColumn), kPairs>(sum, t.h + row * p.hidden,
+                                                                    p.hidden, weights, p.hidden);
   constexpr int kCount = Rows * Units * kSums;
   constexpr int kFold = kCount % 4 == 0 && kLanes<T> >= 4 ? 4 : kCount % 2 == 0 ? 2 : 1;
 #pragma GCC unroll 32
@@ -163,18 +164,19 @@ WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t r
   }
 }
 
-template <class Cell, int Units, class T>
+template <class Cell, bool kPairs, int Units, class T>
 void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t rows, int64_t unit,
                accumulate_t<T>* sums) {
   constexpr int kRowSums = Cell::kSums * kLanes<T>;
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
-    tile_sums<Cell, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
-  for (; m + 2 <= rows; m += 2) tile_sums<Cell, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
-  for (; m < rows; ++m) tile_sums<Cell, 1, Units>(p, t, row + m, unit, sums + m * kRowSums);
+    tile_sums<Cell, kPairs, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
+  for (; m + 2 <= rows; m += 2)
+    tile_sums<Cell, kPairs, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
+  for (; m < rows; ++m) tile_sums<Cell, kPairs, 1, Units>(p, t, row + m, unit, sums + m * kRowSums);
 }
 
-template <class Cell, class T>
+template <class Cell, bool kPairs, class T>
 void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& context) {
   using V = Vec<accumulate_t<T>>;
   constexpr int kUnits = kLanes<T>, kSums = Cell::kSums, kTileUnits = kTileSums / kSums;
@@ -192,8 +194,8 @@ void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& con
         const int64_t rows = p.batch - row < kRowBlock ? p.batch - row : kRowBlock;
         int u = 0;
         for (; u + kTileUnits <= count; u += kTileUnits)
-          unit_sums<Cell, kTileUnits>(p, t, row, rows, unit + u, sums + u);
-        for (; u < count; ++u) unit_sums<Cell, 1>(p, t, row, rows, unit + u, sums + u);
+          unit_sums<Cell, kPairs, kTileUnits>(p, t, row, rows, unit + u, sums + u);
+        for (; u < count; ++u) unit_sums<Cell, kPairs, 1>(p, t, row, rows, unit + u, sums + u);
         for (int64_t m = 0; m < rows; ++m) {
           V sum[kSums];
 #pragma GCC unroll 4
@@ -210,7 +212,11 @@ template <class Cell>
 void launch_cell(const CellProblem& p, const CellForward& t, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    cell_forward<Cell>(p, Operands<T>(t), context);
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, bf16>)
+      if (has_pairs()) return cell_forward<Cell, true>(p, Operands<T>(t), context);
+#endif
+    cell_forward<Cell, false>(p, Operands<T>(t), context);
   });
 }
 

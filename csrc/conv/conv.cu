@@ -9,6 +9,8 @@
 // (contiguous) or K (channels-last), and weights are broadcast. Bound: for dense problems FLOPs,
 // which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to the
 // tensor cores. For depthwise problems bytes.
+#include <cmath>
+
 #include "conv/conv.h"
 #include "device/index.h"
 
@@ -59,7 +61,24 @@ WEFT_DEVICE int64_t global_thread() {
   return device::block_index() * device::block_size() + device::thread_index();
 }
 
-template <class T>
+template <class Acc>
+WEFT_DEVICE Acc activated(const ConvProblem& p, Acc x) {
+  switch (p.activation) {
+    case Activation::relu:  // NaN stays NaN
+      return x <= Acc{0} ? Acc{0} : x;
+    case Activation::leaky_relu:
+      return x > Acc{0} ? x : x * static_cast<Acc>(p.slope);
+    case Activation::tanh:
+      return std::tanh(x);
+    case Activation::sigmoid:
+      return Acc{1} / (Acc{1} + std::exp(-x));
+    default:
+      return x;
+  }
+}
+
+// Without an activation the kernel keeps the registers that tanh and exp would take.
+template <class T, bool kActivated>
 WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias, T* y) {
   const int64_t index = global_thread();
   if (index >= p.out_elements()) return;
@@ -84,7 +103,9 @@ WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, cons
         sum += part;
       }
   if (bias != nullptr) sum += widen(load(bias + e.channel));
-  store(y + index, narrow<T>(sum));
+  T result = narrow<T>(sum);
+  if constexpr (kActivated) result = narrow<T>(activated(p, widen(result)));
+  store(y + index, result);
 }
 
 template <class T>
@@ -191,10 +212,12 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
                   const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const auto kernel =
+        p.activation == Activation::none ? conv_fprop<T, false> : conv_fprop<T, true>;
     device::launch(
-        {"conv_fprop", ceil_div(p.out_elements(), kThreads), kThreads, 0, context.stream},
-        conv_fprop<T>, p, static_cast<const T*>(x), static_cast<const T*>(w),
-        static_cast<const T*>(bias), static_cast<T*>(y));
+        {"conv_fprop", ceil_div(p.out_elements(), kThreads), kThreads, 0, context.stream}, kernel,
+        p, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias),
+        static_cast<T*>(y));
   });
 }
 

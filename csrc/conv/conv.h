@@ -21,6 +21,9 @@
 
 namespace weft {
 
+// What follows the sum and the bias of an output.
+enum class Activation : uint8_t { none, relu, leaky_relu, tanh, sigmoid };
+
 struct ConvProblem {
   DType dtype = DType::f32;
   bool channels_last = false;
@@ -31,6 +34,8 @@ struct ConvProblem {
   int64_t in[3] = {1, 1, 1};   // D, H, W of the input
   int64_t out[3] = {1, 1, 1};  // of the output
   Window window[3];
+  Activation activation = Activation::none;  // of fprop
+  double slope = 0;                          // of leaky_relu, for negative values
 
   WEFT_HD constexpr int64_t in_positions() const { return in[0] * in[1] * in[2]; }
   WEFT_HD constexpr int64_t out_positions() const { return out[0] * out[1] * out[2]; }
@@ -49,7 +54,7 @@ struct ConvProblem {
 // Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation:
 // each is linear in both its arguments, and the derivative by either is another of the three.
 struct ConvKernels {
-  // y = x ⋆ w + bias; bias may be null.
+  // y = activation(x ⋆ w + bias); bias may be null. The sum is rounded to the dtype first.
   void (*fprop)(const ConvProblem&, const void* x, const void* w, const void* bias, void* y,
                 const Context&);
   // gx = for each input the sum of gy · w over the windows that hold it, and its bias [G·C], which

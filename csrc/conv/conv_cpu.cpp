@@ -1,13 +1,14 @@
-// Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), channels-last ones pixel
-// by pixel (conv_pixels.h), or, where depthwise, by conv_depthwise.h. Contiguous ones of enough
-// channels for vectors along them take the way of conv_layout.h, unless the window is one place:
-// there the copies cost as much as the product.
+// Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), or, where depthwise, by
+// conv_rows.h and conv_rows_wgrad.h; channels-last ones pixel by pixel (conv_pixels.h), or, where
+// depthwise, by conv_depthwise.h. Contiguous ones of enough channels for vectors along them take
+// the way of conv_layout.h.
 #include "conv/conv.h"
 #include "conv/conv_depthwise.h"
 #include "conv/conv_layout.h"
 #include "conv/conv_pixels.h"
 #include "conv/conv_planes.h"
 #include "conv/conv_rows.h"
+#include "conv/conv_rows_wgrad.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -16,9 +17,9 @@ template <class T>
 void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
             void* dst, const Context& context) {
   const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
-                   : p.c == 1 && p.k == 1                                    ? gather_rows<T>
-                   : least(p.c, p.k) >= kLanes<T> && p.window_elements() > 1 ? gather_transposed<T>
-                                                                             : gather_planes<T>;
+                   : p.c == 1 && p.k == 1         ? gather_rows<T>
+                   : least(p.c, p.k) >= kLanes<T> ? gather_transposed<T>
+                                                  : gather_planes<T>;
   run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
       static_cast<T*>(dst), context);
 }
@@ -43,8 +44,9 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
     using T = typename decltype(tag)::type;
     const bool wide = most(p.c, p.k) >= kLanes<T>;
     const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_wgrad<T> : wgrad_pixels<T>)
-                     : wide          ? wgrad_transposed<T>
-                                     : wgrad_planes<T>;
+                     : p.c == 1 && p.k == 1 ? wgrad_rows<T>
+                     : wide                 ? wgrad_transposed<T>
+                                            : wgrad_planes<T>;
     run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
   });
 }

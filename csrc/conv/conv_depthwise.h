@@ -11,6 +11,7 @@
 // cycle, about one for each FMA; bytes where windows are small.
 #pragma once
 
+#include "conv/conv_activation.h"
 #include "conv/conv_gather.h"
 
 namespace weft::WEFT_TARGET {
@@ -181,6 +182,7 @@ void depthwise_gather(const ConvProblem& p, const Gather& g, const T* src, const
           for (int64_t q = inner.end; q < phase.count; ++q) edge(q);
         });
       }
+      activate_row(p, dst + task * g.dst[2] * channels, g.dst[2] * channels);
     }
   });
 }

@@ -1,45 +1,81 @@
 // Convolution of contiguous tensors through the channels-last kernels, by way of transposed copies.
 //
-// A dense wgrad is a product over positions whose sums are weights: with vectors along channels
-// each lane is a weight of its own, while vectors along positions must be folded, which on short
-// rows of many channels costs more than the product. Copying both operands costs a pass over them.
+// With vectors along channels each lane is a sum of its own and nothing has edges; vectors along
+// positions waste what a row leaves over and, in a wgrad, must be folded. Copying both operands
+// costs a pass over them, by squares that stay in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "conv/conv_pixels.h"
+#include "conv/conv_planes.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
+
+// Elements as plain bits, as many as a vector of the accumulation type has.
+template <class T>
+struct TransposeTile {
+  static constexpr int kSize = static_cast<int>(kLanes<T>);
+  using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
+  using V = typename vector_of<Bits, kSize>::type;
+
+  // A square of kSize rows and columns: zipping rows half the square apart, once per bit of the row
+  // number, exchanges both numbers' bits.
+  static WEFT_INLINE void run(const T* in, int64_t in_step, T* out, int64_t out_step) {
+    V row[kSize];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSize; ++i) memcpy(&row[i], in + i * in_step, sizeof(V));
+#pragma GCC unroll 4
+    for (int round = 1; round < kSize; round *= 2) {
+      V next[kSize];
+#pragma GCC unroll 8
+      for (int i = 0; i < kSize / 2; ++i) {
+        next[2 * i] = row[i];
+        next[2 * i + 1] = row[i + kSize / 2];
+        zip(next[2 * i], next[2 * i + 1]);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kSize; ++i) row[i] = next[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSize; ++i)
+      memcpy(static_cast<void*>(out + i * out_step), &row[i], sizeof(V));
+  }
+};
 
 // [count, rows, columns] as [count, columns, rows].
 template <class T>
 void transpose(const T* in, int64_t count, int64_t rows, int64_t columns, T* out,
                const Context& context) {
-  constexpr int64_t kBlock = 16;
-  const int64_t bands = ceil_div(columns, kBlock);
+  constexpr int64_t kSize = TransposeTile<T>::kSize;
+  const int64_t bands = ceil_div(columns, kSize);
   parallel_for(context, count * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task % bands * kBlock;
-      const int64_t last = least(first + kBlock, columns);
+      const int64_t first = task % bands * kSize;
+      const int64_t last = least(first + kSize, columns);
       const T* const from = in + task / bands * rows * columns;
       T* const to = out + task / bands * rows * columns;
-      for (int64_t row = 0; row < rows; row += kBlock)
-        for (int64_t c = first; c < last; ++c)
-          for (int64_t r = row; r < least(row + kBlock, rows); ++r)
-            to[c * rows + r] = from[r * columns + c];
+      int64_t row = 0;
+      if (last - first == kSize)
+        for (; row + kSize <= rows; row += kSize)
+          TransposeTile<T>::run(from + row * columns + first, columns, to + first * rows + row,
+                                rows);
+      for (; row < rows; ++row)
+        for (int64_t c = first; c < last; ++c) to[c * rows + row] = from[row * columns + c];
     }
   });
 }
 
-// Images go a few at a time, which bounds the copies.
 template <class T>
 void gather_transposed(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                        const T* bias, T* dst, const Context& context) {
-  constexpr int64_t kElements = 1 << 20;
   const int64_t src_channels = p.groups * g.src_channels;
   const int64_t dst_channels = p.groups * g.dst_channels;
   const int64_t src_image = src_channels * g.src_positions();
   const int64_t dst_image = dst_channels * g.dst_positions();
-  const int64_t images = least(p.n, most(1, kElements / (src_image + dst_image)));
+  const int64_t images = images_at_a_time(p.n, src_image + dst_image);
   Scratch<T> w(p.weight_elements()), from(images * src_image), to(images * dst_image);
   transpose(weights, p.out_channels(), p.c, p.window_elements(), w.data(), context);
   ConvProblem part = p;
@@ -54,10 +90,18 @@ void gather_transposed(const ConvProblem& p, const Gather& g, const T* src, cons
 template <class T>
 void wgrad_transposed(const ConvProblem& p, const T* x, const T* gy, T* gw,
                       const Context& context) {
-  Scratch<T> x_pixels(p.in_elements()), gy_pixels(p.out_elements()), gw_pixels(p.weight_elements());
-  transpose(x, p.n, p.in_channels(), p.in_positions(), x_pixels.data(), context);
-  transpose(gy, p.n, p.out_channels(), p.out_positions(), gy_pixels.data(), context);
-  wgrad_pixels(p, x_pixels.data(), gy_pixels.data(), gw_pixels.data(), context);
+  const int64_t x_image = p.in_channels() * p.in_positions();
+  const int64_t gy_image = p.out_channels() * p.out_positions();
+  const int64_t images = images_at_a_time(p.n, x_image + gy_image);
+  Scratch<T> x_pixels(images * x_image), gy_pixels(images * gy_image);
+  Scratch<T> gw_pixels(p.weight_elements());
+  const auto load = [&](int64_t n, int64_t count) {
+    transpose(x + n * x_image, count, p.in_channels(), p.in_positions(), x_pixels.data(), context);
+    transpose(gy + n * gy_image, count, p.out_channels(), p.out_positions(), gy_pixels.data(),
+              context);
+    return PixelOperands<T>{x_pixels.data(), gy_pixels.data()};
+  };
+  wgrad_images<T>(p, images, load, gw_pixels.data(), context);
   transpose(gw_pixels.data(), p.out_channels(), p.window_elements(), p.c, gw, context);
 }
 

@@ -158,14 +158,34 @@ std::vector<int64_t> output_size(const ConvProblem& p, int rank) {
   return size;
 }
 
-Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+Activation activation_of(c10::string_view name, double slope) {
+  constexpr std::pair<c10::string_view, Activation> kNames[] = {
+      {"none", Activation::none},
+      {"relu", Activation::relu},
+      {"leaky_relu", Activation::leaky_relu},
+      {"tanh", Activation::tanh},
+      {"sigmoid", Activation::sigmoid},
+  };
+  TORCH_CHECK_VALUE(slope >= 0, "conv_activated: expected a slope of at least 0, got ", slope);
+  for (const auto& [known, activation] : kNames)
+    if (name == known) return activation;
+  TORCH_CHECK_VALUE(false,
+                    "conv_activated: expected activation to be one of none, relu, "
+                    "leaky_relu, tanh and sigmoid, got ",
+                    name);
+}
+
+Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                      c10::string_view activation, double slope, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   ConvProblem p = problem_for(input.sizes(), weight.sizes(), {stride, padding, dilation, groups});
   const int rank = rank_of(stride);
   const char* op = name_of(rank);
   check_pair(weight, input, op, "weight", "Input");
   p.dtype = dtype_of(input, op, "input");
   if (bias) check_bias(*bias, input, weight, p.out_channels(), op);
+  p.activation = activation_of(activation, slope);
+  p.slope = slope;
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const c10::DeviceGuard guard(input.device());
   const auto format = common_layout(input, weight);
@@ -178,6 +198,11 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
     kernels.fprop(p, x.const_data_ptr(), w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr,
                   y.mutable_data_ptr(), context_for(x));
   return y;
+}
+
+Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return conv_activated(input, weight, bias, "none", 0, stride, padding, dilation, groups);
 }
 
 void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
@@ -249,6 +274,7 @@ Tensor conv_bias_grad(const Tensor& grad) {
 
 void implement(torch::Library& m) {
   m.impl("conv", conv);
+  m.impl("conv_activated", conv_activated);
   m.impl("conv_dgrad", conv_dgrad);
   m.impl("conv_wgrad", conv_wgrad);
   m.impl("conv_bias_grad", conv_bias_grad);
@@ -260,6 +286,9 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def(
       "conv(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
       "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "conv_activated(Tensor input, Tensor weight, Tensor? bias, str activation, float slope, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_dgrad(Tensor grad, Tensor weight, Tensor? bias, SymInt[] input_size, int[] stride, "
       "int[] padding, "

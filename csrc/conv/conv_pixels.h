@@ -10,6 +10,7 @@
 // FLOPs. Groups much narrower than a vector waste it.
 #pragma once
 
+#include "conv/conv_activation.h"
 #include "conv/conv_gather.h"
 
 namespace weft::WEFT_TARGET {
@@ -223,35 +224,37 @@ void gather_pixels(const ConvProblem& p, const Gather& g, const T* src, const T*
           }
         });
       }
+      activate_row(p, dst + task * g.dst[2] * dst_pixel, g.dst[2] * dst_pixel);
     }
   });
 }
 
 // ---- wgrad -------------------------------------------------------------------------------------
 
-// Both operands of a weight's sum over one image: a pixel pair walks along a row by the two steps.
+// Both operands of a weight's sum over some rows of an image: a pixel pair walks along a row by the
+// two steps.
 template <class Acc>
 struct PixelPairs {
   const ConvProblem& p;
   const Acc* x;  // of the image, first channel of the group
   const Acc* gy;
   int64_t offset[3];  // of the place
+  int64_t od;         // a slice of the output
+  Range rows;         // and some of its rows
 
   template <class Body>
   WEFT_INLINE void for_each_row(const Body& body) const {
     const Range columns = columns_inside(p.window[2], offset[2], p.in[2], p.out[2]);
     if (columns.begin == columns.end) return;
-    for (int64_t od = 0; od < p.out[0]; ++od) {
-      const int64_t d = od * p.window[0].stride + offset[0];
-      if (d < 0 || d >= p.in[0]) continue;
-      for (int64_t oh = 0; oh < p.out[1]; ++oh) {
-        const int64_t h = oh * p.window[1].stride + offset[1];
-        if (h < 0 || h >= p.in[1]) continue;
-        const int64_t w = columns.begin * p.window[2].stride + offset[2];
-        body(x + ((d * p.in[1] + h) * p.in[2] + w) * p.in_channels(),
-             gy + ((od * p.out[1] + oh) * p.out[2] + columns.begin) * p.out_channels(),
-             columns.end - columns.begin);
-      }
+    const int64_t d = od * p.window[0].stride + offset[0];
+    if (d < 0 || d >= p.in[0]) return;
+    for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
+      const int64_t h = oh * p.window[1].stride + offset[1];
+      if (h < 0 || h >= p.in[1]) continue;
+      const int64_t w = columns.begin * p.window[2].stride + offset[2];
+      body(x + ((d * p.in[1] + h) * p.in[2] + w) * p.in_channels(),
+           gy + ((od * p.out[1] + oh) * p.out[2] + columns.begin) * p.out_channels(),
+           columns.end - columns.begin);
     }
   }
 };
@@ -289,11 +292,25 @@ WEFT_INLINE void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int6
     }
 }
 
+// Images go a few at a time: they stay in the cache while all places go through them, and copies of
+// them are small.
+inline int64_t images_at_a_time(int64_t images, int64_t elements) {
+  constexpr int64_t kElements = 1 << 20;
+  return most(1, least(images, kElements / most(elements, 1)));
+}
+
 template <class T>
-void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
+struct PixelOperands {
+  const T* x;
+  const T* gy;
+};
+
+// gw, of operands that come `images` at a time: load(n, count) gives those of images [n, n +
+// count).
+template <class T, class Load>
+void wgrad_images(const ConvProblem& p, int64_t images, const Load& load, T* gw,
+                  const Context& context) {
   using Acc = accumulate_t<T>;
-  const Widened<T> wide_x(x, p.in_elements(), context);
-  const Widened<T> wide_gy(gy, p.out_elements(), context);
   const bool broadcast_x = p.c <= p.k;
   const int64_t walks = p.groups;
   const int64_t rows = broadcast_x ? p.c : p.k;
@@ -304,45 +321,58 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
   const int64_t block = least(rows, 8 * kWgradRows);
   const int64_t blocks = ceil_div(rows, block);
   const int64_t tasks = walks * places * blocks;
-  const int64_t chunks = image_chunks(p.n, tasks);
-  const int64_t chunk_images = ceil_div(p.n, chunks);
+  const int64_t chunks = image_chunks(images, tasks);
   const int64_t count = walks * places * rows * sum_row;
+  // Rows of pixels that stay in the cache while the tiles of a block go through them.
+  constexpr int64_t kBandElements = 6 * 1024;
+  const int64_t band = most(1, kBandElements / (p.out[2] * (block + lanes)));
   Scratch<Acc> partial(chunks * count);
+  fill(partial.data(), chunks * count, Acc{0});
 
-  parallel_for(context, chunks * tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first_row = task % blocks * block;
-      const int64_t block_rows = least(block, rows - first_row);
-      const int64_t place = task / blocks % places;
-      const int64_t walk = task / blocks / places % walks;
-      const int64_t chunk = task / blocks / places / walks;
-      const int64_t i = place / p.window[2].size / p.window[1].size;
-      const int64_t j = place / p.window[2].size % p.window[1].size;
-      const int64_t l = place % p.window[2].size;
-      Acc* const sums =
-          partial.data() + chunk * count + ((walk * places + place) * rows + first_row) * sum_row;
-      fill(sums, block_rows * sum_row, Acc{0});
-      const int64_t last = least(p.n, (chunk + 1) * chunk_images);
-      for (int64_t n = chunk * chunk_images; n < last; ++n) {
-        const PixelPairs<Acc> pairs{
-            p,
-            wide_x.data() + n * p.in_positions() * p.in_channels() + walk * p.c,
-            wide_gy.data() + n * p.out_positions() * p.out_channels() + walk * p.k,
-            {i * p.window[0].dilation - p.window[0].padding,
-             j * p.window[1].dilation - p.window[1].padding,
-             l * p.window[2].dilation - p.window[2].padding}};
-        in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
-          constexpr int kVectors = decltype(vectors)::value;
-          const int64_t first = vector * kLanes<T>;
-          in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
-            wgrad_tile<Acc, decltype(broadcast)::value, kVectors>(
-                pairs, broadcast_x, first_row + row, first, sums + row * sum_row + first, sum_row,
-                lanes - first);
-          });
-        });
+  for (int64_t from = 0; from < p.n; from += images) {
+    const int64_t loaded = least(images, p.n - from);
+    const PixelOperands<T> operands = load(from, loaded);
+    const Widened<T> wide_x(operands.x, p.in_elements() / p.n * loaded, context);
+    const Widened<T> wide_gy(operands.gy, p.out_elements() / p.n * loaded, context);
+    parallel_for(context, chunks * tasks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first_row = task % blocks * block;
+        const int64_t block_rows = least(block, rows - first_row);
+        const int64_t place = task / blocks % places;
+        const int64_t walk = task / blocks / places % walks;
+        const int64_t chunk = task / blocks / places / walks;
+        const int64_t i = place / p.window[2].size / p.window[1].size;
+        const int64_t j = place / p.window[2].size % p.window[1].size;
+        const int64_t l = place % p.window[2].size;
+        Acc* const sums =
+            partial.data() + chunk * count + ((walk * places + place) * rows + first_row) * sum_row;
+        for (int64_t n = loaded * chunk / chunks; n < loaded * (chunk + 1) / chunks; ++n) {
+          PixelPairs<Acc> pairs{
+              p,
+              wide_x.data() + n * p.in_positions() * p.in_channels() + walk * p.c,
+              wide_gy.data() + n * p.out_positions() * p.out_channels() + walk * p.k,
+              {i * p.window[0].dilation - p.window[0].padding,
+               j * p.window[1].dilation - p.window[1].padding,
+               l * p.window[2].dilation - p.window[2].padding},
+              0,
+              {0, 0}};
+          for (pairs.od = 0; pairs.od < p.out[0]; ++pairs.od)
+            for (int64_t oh = 0; oh < p.out[1]; oh += band) {
+              pairs.rows = {oh, least(oh + band, p.out[1])};
+              in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
+                constexpr int kVectors = decltype(vectors)::value;
+                const int64_t first = vector * kLanes<T>;
+                in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
+                  wgrad_tile<Acc, decltype(broadcast)::value, kVectors>(
+                      pairs, broadcast_x, first_row + row, first, sums + row * sum_row + first,
+                      sum_row, lanes - first);
+                });
+              });
+            }
+        }
       }
-    }
-  });
+    });
+  }
 
   // [group, place, broadcast channel, channel] to [group, K, place, C].
   parallel_for(context, p.out_channels(), ceil_div(4096, p.c * places),
@@ -361,6 +391,16 @@ void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Co
                        gw[(at * places + place) * p.c + c] = narrow<T>(sum);
                      }
                });
+}
+
+template <class T>
+void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
+  const int64_t x_image = p.in_channels() * p.in_positions();
+  const int64_t gy_image = p.out_channels() * p.out_positions();
+  const auto load = [&](int64_t n, int64_t) {
+    return PixelOperands<T>{x + n * x_image, gy + n * gy_image};
+  };
+  wgrad_images<T>(p, images_at_a_time(p.n, x_image + gy_image), load, gw, context);
 }
 
 template <class T>

@@ -16,6 +16,7 @@
 
 #include <utility>
 
+#include "conv/conv_activation.h"
 #include "conv/conv_gather.h"
 
 namespace weft::WEFT_TARGET {
@@ -450,6 +451,7 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
               else
                 for (int64_t column = 0; column < phase.columns.count; ++column)
                   to[column * phase.columns.step] = narrow<T>(from[column]);
+              activate_row(p, to, phase.columns.count);
             }
         }
       });

@@ -85,8 +85,9 @@ struct ColumnTap {
   Range rows;       // destination rows that it brings more than zeros
 };
 
-// The taps of one phase of a band, those of equally many places together; `order` gets the place of
-// each listed weight. Returns how many taps there are.
+// The taps of one phase of a band, those of equally many places together, in them those of one
+// chunk, in them those of one column phase; `order` gets the place of each listed weight. Returns
+// how many taps there are.
 inline int64_t list_columns(const ConvProblem& p, const Gather& g, const Planes& planes, int64_t d,
                             const RowChunk* chunks, int64_t chunk_count, const AxisPhase& columns,
                             int64_t lanes, ColumnTap* taps, int64_t* order, int64_t* listed) {
@@ -95,17 +96,19 @@ inline int64_t list_columns(const ConvProblem& p, const Gather& g, const Planes&
     for (int64_t i = 0; i < p.window[0].size; ++i) {
       const int64_t slice = source_of(p.window[0], d, i, g.src[0], g.transposed);
       if (slice < 0) continue;
-      for (int64_t l = 0; l < p.window[2].size; ++l) {
-        int64_t column_phase, column;
-        if (!place_in_scratch(p.window[2], planes.columns, columns, l, g.transposed, &column_phase,
-                              &column))
-          continue;
-        for (const RowChunk* c = chunks; c != chunks + chunk_count; ++c) {
-          if (c->places != places) continue;
-          const int64_t phases = planes.rows.phases;
-          const int64_t lead = planes.rows.lead - c->phase;
-          const int64_t from = ceil_div(most(planes.source_rows.begin + lead, 0), phases);
-          const int64_t past = floor_div(planes.source_rows.end - 1 + lead, phases) + 1;
+      for (const RowChunk* c = chunks; c != chunks + chunk_count; ++c) {
+        if (c->places != places) continue;
+        const int64_t phases = planes.rows.phases;
+        const int64_t lead = planes.rows.lead - c->phase;
+        const int64_t from = ceil_div(most(planes.source_rows.begin + lead, 0), phases);
+        const int64_t past = floor_div(planes.source_rows.end - 1 + lead, phases) + 1;
+        for (int64_t at = 0; at < planes.columns.phases * p.window[2].size; ++at) {
+          const int64_t l = at % p.window[2].size;
+          int64_t column_phase, column;
+          if (!place_in_scratch(p.window[2], planes.columns, columns, l, g.transposed,
+                                &column_phase, &column) ||
+              column_phase != at / p.window[2].size)
+            continue;
           taps[count++] = {(slice - planes.slices.begin) * planes.slice() +
                                (c->phase * planes.columns.phases + column_phase) * planes.plane() +
                                c->first * planes.pitch + column - column % lanes,
@@ -166,9 +169,9 @@ void row_tile(const ColumnTap* taps, int64_t count, const Acc* source, int64_t p
     for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec<Acc>{} + start;
   // Places of one column whose source rows start at `from`, `shift` elements past an aligned
   // vector.
-  const auto add = [&](auto window_rows, const Acc* from, int64_t shift, const Acc* by)
+  const auto add = [&](auto n, const Acc* from, int64_t shift, const Acc* by)
                        __attribute__((always_inline)) {
-                         constexpr int kPlaces = decltype(window_rows)::value;
+                         constexpr int kPlaces = decltype(n)::value;
                          const ShiftedLoad<Acc> load(shift);
                          Vec<Acc> weight[kPlaces];
 #pragma GCC unroll 8
@@ -382,7 +385,10 @@ void gather_rows(const ConvProblem& p, const Gather& g, const T* src, const T* w
                   narrow_row(to + r * g.dst[2], out.data() + r * kVectors * kLane, columns);
               });
         }
-        if (phases == 1) continue;
+        if (phases == 1) {
+          activate_row(p, to_slice + first_row * g.dst[2], (last_row - first_row) * g.dst[2]);
+          continue;
+        }
         for (int64_t row = 0; row < of_row[0].rows.count; ++row) {
           const AxisPhase& rows = of_row[0].rows;
           T* const to = to_slice + (rows.first + row * rows.step) * g.dst[2];

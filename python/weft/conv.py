@@ -64,6 +64,18 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, *window_args: Any) -> 
     return _empty(input, weight, size)
 
 
+@torch.library.register_fake("weft::conv_activated")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    *window: Any,
+) -> Tensor:
+    return _ops.conv(input, weight, bias, *window)
+
+
 @torch.library.register_fake("weft::conv_dgrad")
 def _(
     grad: Tensor, weight: Tensor, bias: Tensor | None, input_size: Sequence[int], *window: Any
@@ -109,6 +121,59 @@ class Conv(Function):
             conv_bias_grad(grad) if bias_needs else None,
             None,
         )
+
+
+class ConvActivated(Function):
+    """y = activation(x ⋆ w + b), which backward undoes from y alone."""
+
+    @staticmethod
+    def compute(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        window: ConvWindow,
+    ) -> Tensor:
+        return _ops.conv_activated(input, weight, bias, activation, slope, *window)
+
+    @staticmethod
+    def save(ctx: Any, args: tuple, output: Tensor) -> None:
+        input, weight, _, ctx.activation, ctx.slope, ctx.window = args
+        ctx.sizes = input.shape, weight.shape
+        input_needs, weight_needs, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            input if weight_needs else None, weight if input_needs else None, output
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        input_size, weight_size = ctx.sizes
+        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
+        grad = _of_sum(grad, output, ctx.activation, ctx.slope)
+        return (
+            conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
+            conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
+            conv_bias_grad(grad) if bias_needs else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _of_sum(grad: Tensor, output: Tensor, activation: str, slope: float) -> Tensor:
+    """The gradient of the sum that the activation made `output` of."""
+    match activation:
+        case "relu":
+            return torch.ops.aten.threshold_backward(grad, output, 0)
+        case "leaky_relu":
+            return torch.ops.aten.leaky_relu_backward(grad, output, slope, True)
+        case "tanh":
+            return torch.ops.aten.tanh_backward(grad, output)
+        case "sigmoid":
+            return torch.ops.aten.sigmoid_backward(grad, output)
+    return grad
 
 
 class ConvDgrad(Function):
@@ -196,6 +261,19 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: ConvWindow)
     return _ops.conv(input, weight, bias, *window)
 
 
+def conv_activated(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    window: ConvWindow,
+) -> Tensor:
+    if needs_grad(input, weight, bias):
+        return ConvActivated.apply(input, weight, bias, activation, slope, window)
+    return _ops.conv_activated(input, weight, bias, activation, slope, *window)
+
+
 def conv_dgrad(
     grad: Tensor,
     weight: Tensor,
@@ -274,6 +352,8 @@ def _conv_nd(
     padding: _Ints | str,
     dilation: _Ints,
     groups: int,
+    activation: str = "none",
+    slope: float = 0.0,
 ) -> Tensor:
     op = f"conv{rank}d"
     _check_ranks(op, rank, input, weight)
@@ -285,9 +365,12 @@ def _conv_nd(
         padding = _per_axis(op, "padding", padding, rank)
     window = ConvWindow(stride, padding, dilation, groups)
     input, weight, bias = autocast_arguments(input, weight, bias)
-    if input.dim() == rank + 2:
-        return conv(input, weight, bias, window)
-    return conv(input.unsqueeze(0), weight, bias, window).squeeze(0)
+    if input.dim() == rank + 1:
+        batch = input.unsqueeze(0)
+        return conv_activated(batch, weight, bias, activation, slope, window).squeeze(0)
+    if activation != "none":
+        return conv_activated(input, weight, bias, activation, slope, window)
+    return conv(input, weight, bias, window)
 
 
 def _check_transposed(

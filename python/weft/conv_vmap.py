@@ -44,8 +44,7 @@ def _with_bias(output: Tensor, bias: Tensor | None, bias_dim: int | None, rank: 
     return output + bias.reshape(*bias.shape, *(1,) * rank)
 
 
-@torch.library.register_vmap("weft::conv")
-def _(
+def _map_conv(
     info: Any,
     in_dims: tuple[int | None, ...],
     input: Tensor,
@@ -75,6 +74,32 @@ def _(
         output = _split(_ops.conv(images, weight, shared, *window, groups), 0, batch)
     mapped = None if bias_dim is None else bias
     return _with_bias(output, mapped, bias_dim, len(stride)), 0
+
+
+torch.library.register_vmap("weft::conv", _map_conv)
+
+
+@torch.library.register_vmap("weft::conv_activated")
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    *window: Any,
+) -> tuple[Tensor, int]:
+    # A bias that is mapped alone is added after the kernel, and so must the activation be.
+    function = {
+        "none": lambda y: y,
+        "relu": torch.relu,
+        "leaky_relu": lambda y: torch.nn.functional.leaky_relu(y, slope),
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+    }[activation]
+    output, dim = _map_conv(info, in_dims, input, weight, bias, *window)
+    return function(output), dim
 
 
 @torch.library.register_vmap("weft::conv_dgrad")

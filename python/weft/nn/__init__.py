@@ -18,6 +18,7 @@ from weft.nn.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from weft.nn.conv_block import ConvBlock1d, ConvBlock2d, ConvBlock3d
 from weft.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -56,6 +57,9 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvBlock1d",
+    "ConvBlock2d",
+    "ConvBlock3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",

@@ -1,0 +1,43 @@
+// The activation that may follow a convolution, on CPU: in place on rows that were just written and
+// are still in the cache. They were rounded to the element type first, so that a fused layer has
+// the bits of the two in sequence.
+#pragma once
+
+#include "conv/conv.h"
+#include "core/simd.h"
+#include "core/vec_math.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+template <class T, class Body>
+WEFT_INLINE void map_row(T* row, int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store_vec(row + i, body(load_vec(row + i)));
+  if (i == count) return;
+  const auto left = static_cast<int>(count - i);
+  store_part(row + i, body(load_part(row + i, left)), left);
+}
+
+template <class T>
+void activate_row(const ConvProblem& p, T* row, int64_t count) {
+  using V = Vec<accumulate_t<T>>;
+  const auto slope = static_cast<accumulate_t<T>>(p.slope);
+  switch (p.activation) {
+    case Activation::none:
+      return;
+    case Activation::relu:  // NaN stays NaN
+      return map_row(row, count,
+                     [](V x) __attribute__((always_inline)) { return x <= 0 ? V{} : x; });
+    case Activation::leaky_relu:
+      return map_row(row, count,
+                     [&](V x) __attribute__((always_inline)) { return x > 0 ? x : x * slope; });
+    case Activation::tanh:
+      return map_row(row, count, [](V x) __attribute__((always_inline)) { return vec_tanh(x); });
+    case Activation::sigmoid:
+      return map_row(row, count, [](V x) __attribute__((always_inline)) { return vec_sigmoid(x); });
+  }
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

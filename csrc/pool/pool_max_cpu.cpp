@@ -1,8 +1,9 @@
 // Maximum pooling on CPU, forward.
 //
-// Without places: the walk of pool_values.h. With places (one byte an output, for backward): rows
-// are reduced along W first, the place travelling with the value, then along H and D through a ring
-// of such rows, so that the first of equal ones wins in the order of the window.
+// Without places: the walk of pool_values.h. With places (one byte an output, for backward): large
+// windows take the same walk with keys (pool_keys.h); for small ones, and float64, rows are reduced
+// along W first, the place travelling with the value, then along H and D through a ring of such
+// rows, so that the first of equal ones wins in the order of the window.
 #include "pool/pool_adaptive.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_planes.h"
@@ -14,7 +15,7 @@ namespace {
 
 // A maximum is stored as it is.
 struct Unchanged {
-  void start(const RowPart&) {}
+  void start(const RowPart&, int64_t) {}
   template <class V>
   WEFT_INLINE V operator()(int64_t, V value) const {
     return value;
@@ -205,6 +206,18 @@ void places_of_planes(const PoolProblem& p, const T* x, const T* y, Place* place
   }
 }
 
+template <class T, class Place>
+void max_keys(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
+  using Walk = ValueWalk<KeyOf<T>, T>;
+  const int64_t items = Walk::items_of(p);
+  parallel_for(context, items, pool_grain(items, p.in_elements() + p.out_elements()),
+               [&](int64_t begin, int64_t end) {
+                 Walk walk(p, x);
+                 PlaceOfKey<T, Place> finish(p, walk.width(), walk.by_strips(), places);
+                 walk.run(begin, end, y, finish);
+               });
+}
+
 template <class T>
 void max_values(const PoolProblem& p, const T* x, T* y, const Context& context) {
   if (pool_values_path(p) == PoolPath::planes)
@@ -232,6 +245,8 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
     if (!fixed.adaptive() && places == nullptr) return;
     dispatch_place(p, [&](auto place) {
       auto* kept = static_cast<decltype(place)*>(places);
+      if constexpr (!std::is_same_v<T, double>)
+        if (path == PoolPath::keys) return max_keys(p, input, output, kept, context);
       const int64_t items = p.outer * (path == PoolPath::planes ? 1 : p.out[0] * p.out[1]);
       const int64_t grain = pool_grain(items, p.in_elements() + p.out_elements());
       parallel_for(context, items, grain, [&](int64_t begin, int64_t end) {

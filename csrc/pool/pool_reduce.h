@@ -49,8 +49,7 @@ struct MaxOf {
   static constexpr E kNeutral = -std::numeric_limits<T>::infinity();
 
   static WEFT_INLINE V reduce(V best, V value) {
-    const V larger = value > best ? value : best;
-    return value == value ? larger : value;  // NaN stays
+    return value == value ? greater_of(value, best) : value;  // NaN stays
   }
   static WEFT_INLINE V load(const T* address) { return load_vec(address); }
   static WEFT_INLINE void store(T* address, V value) { store_vec(address, value); }

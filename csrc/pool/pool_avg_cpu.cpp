@@ -1,7 +1,7 @@
 // Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h), and adaptive
-// (pool_adaptive.h); the gradient of one output per plane fills it. Threads own runs of rows
+// (pool_adaptive_avg.h); the gradient of one output per plane fills it. Threads own runs of rows
 // of what they write. Bound: bytes, in + out.
-#include "pool/pool_adaptive.h"
+#include "pool/pool_adaptive_avg.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_gradients.h"
 #include "pool/pool_planes.h"

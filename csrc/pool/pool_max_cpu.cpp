@@ -4,7 +4,7 @@
 // windows take the same walk with keys (pool_keys.h); for small ones, and float64, rows are reduced
 // along W first, the place travelling with the value, then along H and D through a ring of such
 // rows, so that the first of equal ones wins in the order of the window.
-#include "pool/pool_adaptive.h"
+#include "pool/pool_adaptive_max.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_planes.h"
 #include "pool/pool_rows.h"

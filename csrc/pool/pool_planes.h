@@ -100,13 +100,15 @@ void reduce_planes(const PoolProblem& p, const T* x, T* y, const Context& contex
       });
 }
 
+constexpr int64_t kRowElements = 512;      // of whole pixels of channels-last maps
+constexpr int64_t kChannelsAtOnce = 1024;  // where a pixel has more
+
 // Channels [c_begin, c_end) of image `outer` of a channels-last problem.
 template <class Op, class T, class Finish>
 void reduce_pixels(const PoolProblem& p, const T* x, T* y, int64_t outer, int64_t c_begin,
-                   int64_t c_end, const Finish& finish) {
+                   int64_t c_end, Scratch<typename Op::E> (&levels)[3], const Finish& finish) {
   using E = typename Op::E;
   constexpr int64_t kWidth = Op::kWidth;
-  constexpr int64_t kRowElements = 512;
   constexpr int64_t kRows = 16;
   const int64_t channels = c_end - c_begin;
   const int64_t positions = p.in_positions();
@@ -115,11 +117,8 @@ void reduce_pixels(const PoolProblem& p, const T* x, T* y, int64_t outer, int64_
   pixels = pixels < 1 ? 1 : pixels > positions ? positions : pixels;
   const int64_t n = pixels * channels;
   const int64_t rows = positions / pixels;
-  Scratch<E> levels[3];  // one row; the sum of kRows; the sum of kRows of those
-  for (auto& level : levels) {
-    level.resize(round_up(n, kWidth) + kWidth);
-    fill_lanes(level.data(), round_up(n, kWidth) + kWidth, Op::kNeutral);
-  }
+  // One row; the sum of kRows; the sum of kRows of those.
+  for (auto& level : levels) fill_lanes(level.data(), round_up(n, kWidth) + kWidth, Op::kNeutral);
   const T* image = x + outer * positions * p.inner + c_begin;
   const T* sources[kRows];
   int64_t groups = 0;
@@ -158,15 +157,17 @@ template <class Op, class T, class Finish>
 void reduce_globally(const PoolProblem& p, const T* x, T* y, const Context& context,
                      const Finish& finish) {
   if (p.inner == 1) return reduce_planes<Op>(p, x, y, context, finish);
-  constexpr int64_t kChannels = 1024;
-  const int64_t chunks = ceil_div(p.inner, kChannels);
+  const int64_t chunks = ceil_div(p.inner, kChannelsAtOnce);
   const int64_t items = p.outer * chunks;
   parallel_for(context, items, 1 + 32768 * items / p.in_elements(),
                [&](int64_t begin, int64_t end) {
+                 Scratch<typename Op::E> levels[3];
+                 for (auto& level : levels) level.resize(kChannelsAtOnce + 2 * Op::kWidth);
                  for (int64_t item = begin; item < end; ++item) {
-                   const int64_t c = item % chunks * kChannels;
-                   const int64_t c_end = c + kChannels < p.inner ? c + kChannels : p.inner;
-                   reduce_pixels<Op>(p, x, y, item / chunks, c, c_end, finish);
+                   const int64_t c = item % chunks * kChannelsAtOnce;
+                   const int64_t left = p.inner - c;
+                   const int64_t c_end = c + (left < kChannelsAtOnce ? left : kChannelsAtOnce);
+                   reduce_pixels<Op>(p, x, y, item / chunks, c, c_end, levels, finish);
                  }
                });
 }

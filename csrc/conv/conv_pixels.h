@@ -323,9 +323,10 @@ void wgrad_images(const ConvProblem& p, int64_t images, const Load& load, T* gw,
   const int64_t tasks = walks * places * blocks;
   const int64_t chunks = image_chunks(images, tasks);
   const int64_t count = walks * places * rows * sum_row;
-  // Rows of pixels that stay in the cache while the tiles of a block go through them.
-  constexpr int64_t kBandElements = 6 * 1024;
-  const int64_t band = most(1, kBandElements / (p.out[2] * (block + lanes)));
+  // Rows of pixels that stay in the cache while the tiles of a block go through them, and few
+  // enough terms for one sum: sums of bands are added up, which leaves less error than a long sum.
+  constexpr int64_t kBandElements = 6 * 1024, kBandTerms = 64;
+  const int64_t band = most(1, least(kBandElements / (block + lanes), kBandTerms) / p.out[2]);
   Scratch<Acc> partial(chunks * count);
   fill(partial.data(), chunks * count, Acc{0});
 

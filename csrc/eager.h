@@ -15,7 +15,9 @@
 //   static constexpr size_t kReturned;   the caller gets that many of the outputs
 //   bool read(PyObject* const* options); false declines
 //   void attributes(py::dict&) const;    what the Function's `save` leaves on ctx beside tensors
-//   variable_list forward(in, bool keep) const;
+//   variable_list forward(in, bool keep);  may note in the op what `gradients` needs; outputs
+//   beyond
+//                                          the returned ones are for `saved`
 //   variable_list saved(in, outputs, needed) const;  in the order of the Function's `save`
 //   variable_list gradients(saved, grads, wanted) const;  of the tensors; undefined if not wanted
 #pragma once
@@ -142,7 +144,13 @@ PyObject* apply_eagerly(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (any) {
     const auto node = eager_node(op, in);
-    torch::autograd::set_history(outputs, node);
+    for (const at::Tensor& output : outputs) {
+      if (torch::autograd::isDifferentiableType(output.scalar_type())) {
+        torch::autograd::set_history(output, node);
+      } else {
+        node->add_input_metadata(torch::autograd::Node::undefined_input());
+      }
+    }
     static_cast<EagerNode<Op>*>(node.get())->save(op.saved(in, outputs, needed), outputs);
   }
   if constexpr (Op::kReturned == 1) return THPVariable_Wrap(std::move(outputs[0]));

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "ops_common.h"
+#include "pool/pool_ops.h"
 #include "rnn/rnn_ops.h"
 
 #if WEFT_WITH_HOST_EXECUTION
@@ -63,6 +64,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_host_execution", weft::set_host_execution);
   m.def("host_execution", weft::host_execution);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
+  PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);
   m.def("plans_of", plans_of);
 #if WEFT_WITH_HOST_EXECUTION

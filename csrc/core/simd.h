@@ -144,6 +144,50 @@ WEFT_INLINE void store_part(T* address, V value, int count) {
   memcpy(static_cast<void*>(address), buffer, count * sizeof(T));
 }
 
+// a > b ? a : b, which is b where either is NaN: one instruction that the compiler does not find.
+template <class V>
+WEFT_INLINE V greater_of(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, Vec<float>>)
+    return _mm512_maskz_max_ps(0xFFFF, a, b);  // see load_vec
+  else if constexpr (std::is_same_v<V, Vec<double>>)
+    return _mm512_maskz_max_pd(0xFF, a, b);
+  else
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<V, Vec<float>>)
+    return _mm256_max_ps(a, b);
+  else if constexpr (std::is_same_v<V, Vec<double>>)
+    return _mm256_max_pd(a, b);
+  else
+#elif defined(__SSE2__)
+  if constexpr (std::is_same_v<V, Vec<float>>)
+    return _mm_max_ps(a, b);
+  else if constexpr (std::is_same_v<V, Vec<double>>)
+    return _mm_max_pd(a, b);
+  else
+#endif
+    return a > b ? a : b;
+}
+
+// The true lanes of a comparison of floats, as bits.
+template <class M>
+WEFT_INLINE uint64_t lanes_that_hold(M mask) {
+  constexpr int kBytes = sizeof(mask[0]);
+#if defined(__AVX512DQ__)
+  if constexpr (kBytes == 4) return _mm512_movepi32_mask((__m512i)mask);
+  if constexpr (kBytes == 8) return _mm512_movepi64_mask((__m512i)mask);
+#elif defined(__AVX__)
+  if constexpr (kBytes == 4) return _mm256_movemask_ps((__m256)mask);
+  if constexpr (kBytes == 8) return _mm256_movemask_pd((__m256d)mask);
+#elif defined(__SSE2__)
+  if constexpr (kBytes == 4) return _mm_movemask_ps((__m128)mask);
+  if constexpr (kBytes == 8) return _mm_movemask_pd((__m128d)mask);
+#endif
+  uint64_t bits = 0;
+  for (int l = 0; l < kVectorBytes / kBytes; ++l) bits |= uint64_t{mask[l] != 0} << l;
+  return bits;
+}
+
 // ---- order of lanes
 // ------------------------------------------------------------------------------
 

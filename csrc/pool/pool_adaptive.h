@@ -293,6 +293,39 @@ WEFT_INLINE void store_place_row(Place* row, int64_t j, int64_t n, Vec<I> place)
   memcpy(row + j, &places, (n - j < kCount ? n - j : kCount) * sizeof(Place));
 }
 
+// Windows of maps that are one row: as many as have lanes are reduced at once, then each maximum is
+// looked for. Rows [begin, end); `places` may be null.
+template <class T, class Place>
+void adaptive_row_maxima(const PoolProblem& p, const T* x, T* y, Place* places, int64_t begin,
+                         int64_t end) {
+  using Op = MaxOf<T>;
+  const AxisBoxes width(p, 2);
+  const int64_t outputs = p.out[2];
+  const T* run[Op::kWidth];
+  int64_t size[Op::kWidth];
+  typename Op::V values[Op::kWidth];
+  const T* row = x + begin * p.in[2];
+  int64_t ow = 0;
+  for (int64_t first = begin * outputs; first < end * outputs; first += Op::kWidth) {
+    const int64_t left = end * outputs - first;
+    const int64_t count = left < Op::kWidth ? left : Op::kWidth;
+    for (int64_t l = 0; l < Op::kWidth; ++l) {
+      values[l] = broadcast<typename Op::V>(Op::kNeutral);
+      if (l >= count) continue;
+      run[l] = row + width.first[ow];
+      size[l] = width.size[ow];
+      values[l] = reduce_run<Op>(run[l], size[l], x + p.in_elements() - run[l]);
+      if (++ow < outputs) continue;
+      ow = 0;
+      row += p.in[2];
+    }
+    store_row<Op>(y + first, 0, count, reduce_lanes<Op>(values));
+    if (places == nullptr) continue;
+    for (int64_t l = 0; l < count; ++l)
+      places[first + l] = static_cast<Place>(place_in_run(run[l], size[l], widen(y[first + l])));
+  }
+}
+
 // Output rows [begin, end) of [outer, D, H]; `places` may be null.
 template <class T, class Place>
 void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, int64_t begin,

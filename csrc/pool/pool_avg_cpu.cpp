@@ -1,5 +1,6 @@
 // Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h), and adaptive
-// (pool_adaptive.h). Threads own runs of rows of what they write. Bound: bytes, in + out.
+// (pool_adaptive.h); the gradient of one output per plane fills the plane. Threads own runs of rows
+// of what they write. Bound: bytes, in + out.
 #include "pool/pool_adaptive.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_gradients.h"
@@ -7,6 +8,24 @@
 #include "pool/pool_values.h"
 
 namespace weft::WEFT_TARGET {
+namespace {
+
+// Every element of plane k of contiguous maps is gy[k] / divisor.
+template <class T>
+void fill_planes(const PoolProblem& p, const T* gy, T* gx, const Context& context) {
+  const auto divisor = static_cast<accumulate_t<T>>(pool_divisor(p, 0, 0, 0));
+  const int64_t size = p.in_positions();
+  parallel_for(context, p.outer, pool_grain(p.outer, p.in_elements()),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t plane = begin; plane < end; ++plane) {
+                   const T value = narrow<T>(widen(gy[plane]) / divisor);
+                   T* out = gx + plane * size;
+                   for (int64_t j = 0; j < size; ++j) out[j] = value;
+                 }
+               });
+}
+
+}  // namespace
 
 void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
   const int64_t elements = p.in_elements() + p.out_elements();
@@ -51,6 +70,7 @@ void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context&
           context, rows, pool_grain(rows, elements),
           [&](int64_t begin, int64_t end) { adaptive_avg_gradients(p, grad, out, begin, end); });
     }
+    if (pool_avg_gradient_path(p) == PoolPath::planes) return fill_planes(p, grad, out, context);
     const int64_t items = GradientWalk<T>::items_of(p);
     parallel_for(context, items, pool_grain(items, elements), [&](int64_t begin, int64_t end) {
       GradientWalk<T>(p, grad).run(begin, end, out);

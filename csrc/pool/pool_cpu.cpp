@@ -1,25 +1,74 @@
 // Pooling on CPU: the table of kernels. The maximum is in pool_max_cpu.cpp and
 // pool_max_grad_cpu.cpp, the average in pool_avg_cpu.cpp, which path a problem takes in
-// pool_plan.h.
+// pool_plan.h, maps of the shortest rows in pool_transposed.h. Adaptive windows are made fixed
+// where that is the same.
 #include "pool/pool_cpu.h"
+#include "pool/pool_transposed.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-// Calls Kernel on the problem with adaptive windows made fixed where that is the same.
-template <auto Kernel, class... Arguments>
-void with_fixed_windows(const PoolProblem& p, Arguments... arguments) {
-  Kernel(pool_with_fixed_windows(p), arguments...);
+PoolTensor reads(const void* address, int64_t positions, int64_t bytes) {
+  return {address, nullptr, positions, bytes};
+}
+PoolTensor writes(void* address, int64_t positions, int64_t bytes) {
+  return {nullptr, address, positions, bytes};
+}
+
+void max_forward_of(const PoolProblem& p, const void* x, void* y, void* places,
+                    const Context& context) {
+  if (!pool_transposes(p)) return max_forward(p, x, y, places, context);
+  const int64_t bytes = size_of(p.dtype), in = p.in_positions(), out = p.out_positions();
+  pool_transposed<3>(
+      p, {reads(x, in, bytes), writes(y, out, bytes), writes(places, out, p.place_bytes())},
+      context, [](const PoolProblem& q, void* const* at, const Context& alone) {
+        max_forward(q, at[0], at[1], at[2], alone);
+      });
+}
+
+void max_backward_of(const PoolProblem& p, const void* gy, const void* places, void* gx,
+                     const Context& context) {
+  const PoolProblem fixed = pool_with_fixed_windows(p);
+  if (!pool_transposes(p)) return max_backward(fixed, gy, places, gx, context);
+  const int64_t bytes = size_of(p.dtype), in = p.in_positions(), out = p.out_positions();
+  pool_transposed<3>(
+      fixed, {reads(gy, out, bytes), reads(places, out, p.place_bytes()), writes(gx, in, bytes)},
+      context, [](const PoolProblem& q, void* const* at, const Context& alone) {
+        max_backward(q, at[0], at[1], at[2], alone);
+      });
+}
+
+// Averages forward and backward, from maps of `from` positions to maps of `to`.
+template <auto Kernel>
+void average(const PoolProblem& p, const void* x, int64_t from, void* y, int64_t to,
+             const Context& context) {
+  const PoolProblem fixed = pool_with_fixed_windows(p);
+  if (!pool_transposes(p)) return Kernel(fixed, x, y, context);
+  const int64_t bytes = size_of(p.dtype);
+  pool_transposed<2>(fixed, {reads(x, from, bytes), writes(y, to, bytes)}, context,
+                     [](const PoolProblem& q, void* const* at, const Context& alone) {
+                       Kernel(q, at[0], at[1], alone);
+                     });
+}
+
+void avg_forward_of(const PoolProblem& p, const void* x, void* y, const Context& context) {
+  average<avg_forward>(p, x, p.in_positions(), y, p.out_positions(), context);
+}
+void avg_backward_of(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
+  average<avg_backward>(p, gy, p.out_positions(), gx, p.in_positions(), context);
+}
+void max_pick_of(const PoolProblem& p, const void* x, const void* places, void* y,
+                 const Context& context) {
+  max_pick(pool_with_fixed_windows(p), x, places, y, context);
+}
+void max_indices_of(const PoolProblem& p, const void* places, int64_t* indices,
+                    const Context& context) {
+  max_indices(pool_with_fixed_windows(p), places, indices, context);
 }
 
 }  // namespace
 
-const PoolKernels pool_kernels = {
-    max_forward,
-    with_fixed_windows<max_backward, const void*, const void*, void*, const Context&>,
-    with_fixed_windows<max_pick, const void*, const void*, void*, const Context&>,
-    with_fixed_windows<max_indices, const void*, int64_t*, const Context&>,
-    with_fixed_windows<avg_forward, const void*, void*, const Context&>,
-    with_fixed_windows<avg_backward, const void*, void*, const Context&>};
+const PoolKernels pool_kernels = {max_forward_of, max_backward_of, max_pick_of,
+                                  max_indices_of, avg_forward_of,  avg_backward_of};
 
 }  // namespace weft::WEFT_TARGET

@@ -31,7 +31,7 @@ class Divisors {
     fill_lanes(row_.data(), round_up(width * p.inner, kLanes<T>) + kLanes<T>, A{1});
   }
 
-  void start(const RowPart& part) {
+  void start(const RowPart& part, int64_t = 0) {
     const int64_t rows = depth_[part.d] * height_[part.h];
     const int64_t middle = width_[(part.begin + part.end) / 2];
     // Counts rise, stay and fall along an axis.

@@ -119,14 +119,14 @@ class RowTiles {
   int64_t count_;  // tiles of a row
 };
 
-// Calls body(position) for the positions of a window that lie inside.
+// Calls body(position, place) for the places of a window that lie inside.
 template <class Body>
 WEFT_INLINE void for_places(const Window& window, int64_t output, int64_t extent,
                             const Body& body) {
   int64_t at = window.first_input(output);
   const int64_t last = at + window.span() < extent ? at + window.span() : extent;
-  for (; at < last; at += window.dilation)
-    if (at >= 0) body(at);
+  for (int64_t place = 0; at < last; at += window.dilation, ++place)
+    if (at >= 0) body(at, place);
 }
 
 // The outputs that cover each input of one axis, and the slot of a ring of `ring` rows that each

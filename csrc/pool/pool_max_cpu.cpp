@@ -1,8 +1,9 @@
 // Maximum pooling on CPU, forward.
 //
-// Without places: the walk of pool_values.h. With places (one byte an output, for backward): rows
-// are reduced along W first, the place travelling with the value, then along H and D through a ring
-// of such rows, so that the first of equal ones wins in the order of the window.
+// Without places: the walk of pool_values.h. With places (one byte an output, for backward): large
+// windows take the same walk with keys (pool_keys.h); for small ones, and float64, rows are reduced
+// along W first, the place travelling with the value, then along H and D through a ring of such
+// rows, so that the first of equal ones wins in the order of the window.
 #include "pool/pool_adaptive.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_planes.h"
@@ -14,7 +15,7 @@ namespace {
 
 // A maximum is stored as it is.
 struct Unchanged {
-  void start(const RowPart&) {}
+  void start(const RowPart&, int64_t) {}
   template <class V>
   WEFT_INLINE V operator()(int64_t, V value) const {
     return value;
@@ -179,30 +180,16 @@ void max_values_and_places(const PoolProblem& p, const T* x, T* y, Place* places
       });
 }
 
-// The places of the maxima y of whole planes: the first of equal elements, the last NaN.
 template <class T, class Place>
-void places_of_planes(const PoolProblem& p, const T* x, const T* y, Place* places, int64_t begin,
-                      int64_t end) {
-  constexpr int64_t kBlockElements = 256;
-  const int64_t size = p.in_positions();
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const T* values = x + plane * size;
-    const auto best = widen(y[plane]);
-    int64_t place = 0;
-    if (best != best) {
-      for (place = size - 1; widen(values[place]) == widen(values[place]);) --place;
-    } else {
-      // A block at a time without a branch, then inside the block that holds it.
-      int64_t first = 0;
-      for (; first + kBlockElements <= size; first += kBlockElements) {
-        bool found = false;
-        for (int64_t j = 0; j < kBlockElements; ++j) found |= widen(values[first + j]) == best;
-        if (found) break;
-      }
-      for (place = first; widen(values[place]) != best;) ++place;
-    }
-    places[plane] = static_cast<Place>(place);
-  }
+void max_keys(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
+  using Walk = ValueWalk<KeyOf<T>, T>;
+  const int64_t items = Walk::items_of(p);
+  parallel_for(context, items, pool_grain(items, p.in_elements() + p.out_elements()),
+               [&](int64_t begin, int64_t end) {
+                 Walk walk(p, x);
+                 PlaceOfKey<T, Place> finish(p, walk.width(), walk.by_strips(), places);
+                 walk.run(begin, end, y, finish);
+               });
 }
 
 template <class T>
@@ -217,6 +204,32 @@ void max_values(const PoolProblem& p, const T* x, T* y, const Context& context) 
                });
 }
 
+// Values and places of whole planes, a few planes at a time, which the places find in the cache.
+template <class T, class Place>
+void max_planes(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
+  constexpr int64_t kPiece = 262144 / static_cast<int64_t>(sizeof(T));
+  const int64_t size = p.in_positions();
+  const auto planes = [&](int64_t first, int64_t count, const Context& threads) {
+    PoolProblem q = p;
+    q.outer = count;
+    max_values(q, x + first * size, y + first, threads);
+    parallel_for(threads, count, pool_grain(count, count * size), [&](int64_t begin, int64_t end) {
+      for (int64_t k = first + begin; k < first + end; ++k)
+        places[k] = static_cast<Place>(place_in_run(x + k * size, size, widen(y[k])));
+    });
+  };
+  const int64_t few = 1 + kPiece / size;
+  if (p.outer <= few) return planes(0, p.outer, context);
+  Context alone = context;
+  alone.threads = 1;
+  parallel_for(context, ceil_div(p.outer, few), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t left = p.outer - piece * few;
+      planes(piece * few, left < few ? left : few, alone);
+    }
+  });
+}
+
 }  // namespace
 
 void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
@@ -227,18 +240,21 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
     using T = typename decltype(tag)::type;
     const auto* input = static_cast<const T*>(x);
     auto* output = static_cast<T*>(y);
-    if (!fixed.adaptive() && (places == nullptr || path == PoolPath::planes))
-      max_values(fixed, input, output, context);
-    if (!fixed.adaptive() && places == nullptr) return;
+    if (!fixed.adaptive() && places == nullptr) return max_values(fixed, input, output, context);
     dispatch_place(p, [&](auto place) {
       auto* kept = static_cast<decltype(place)*>(places);
-      const int64_t items = p.outer * (path == PoolPath::planes ? 1 : p.out[0] * p.out[1]);
+      if (places != nullptr && path == PoolPath::planes)
+        return max_planes(fixed, input, output, kept, context);
+      if constexpr (!std::is_same_v<T, double>)
+        if (path == PoolPath::keys) return max_keys(p, input, output, kept, context);
+      const int64_t items = p.outer * p.out[0] * p.out[1];
       const int64_t grain = pool_grain(items, p.in_elements() + p.out_elements());
       parallel_for(context, items, grain, [&](int64_t begin, int64_t end) {
-        if (path == PoolPath::planes) {
-          places_of_planes(p, input, output, kept, begin, end);
-        } else if (path == PoolPath::boxes) {
-          adaptive_max_values(p, input, output, kept, begin, end);
+        if (path == PoolPath::boxes) {
+          if (p.inner == 1 && p.in[0] * p.in[1] * p.out[0] * p.out[1] == 1)
+            adaptive_row_maxima(p, input, output, kept, begin, end);
+          else
+            adaptive_max_values(p, input, output, kept, begin, end);
         } else {
           max_values_and_places(p, input, output, kept, begin, end);
         }

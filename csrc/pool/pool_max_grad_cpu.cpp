@@ -289,8 +289,19 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
   using A = accumulate_t<T>;
   const int64_t width = c_end - c_begin;
   const int64_t base = outer * p.in_positions();
+  if constexpr (std::is_same_v<T, A>) {
+    if (width == p.inner) {
+      memset(static_cast<void*>(gx + base * width), 0, p.in_positions() * width * sizeof(T));
+      for_each_place(p, table, voids, places, outer, c_begin, c_end,
+                     [&](int64_t output, int64_t position, int64_t c) {
+                       if (voids && position < 0) return;
+                       gx[position * width + c] += gy[output];
+                     });
+      return;
+    }
+  }
   Scratch<A> sum(p.in_positions() * width);  // halves add up in float
-  fill(sum.data(), p.in_positions() * width, A{0});
+  fill_lanes(sum.data(), p.in_positions() * width, A{0});
   for_each_place(p, table, voids, places, outer, c_begin, c_end,
                  [&](int64_t output, int64_t position, int64_t c) {
                    if (voids && position < 0) return;

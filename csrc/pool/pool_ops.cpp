@@ -1,163 +1,19 @@
-// Pooling ops: check the arguments, complete them into a PoolProblem, allocate, run the kernel.
+// Pooling ops: complete the arguments into a request (pool_request_ops.cpp), allocate, run the
+// kernel.
+#include "pool/pool_ops.h"
 #include "ops_common.h"
-#include "pool/pool.h"
 #include "pool/pool_plan.h"
 #include "pool/pool_plan_cuda.h"
 
 #include <c10/core/DeviceGuard.h>
 
-#include <limits>
-#include <optional>
-#include <ostream>
-#include <vector>
+#include <utility>
 
 namespace weft {
 namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
-
-// The op as the user called it: max_pool of rank 2 is max_pool2d.
-struct OpName {
-  const char* stem;
-  int rank;
-  const char* suffix = "";
-};
-
-std::ostream& operator<<(std::ostream& out, const OpName& name) {
-  return out << name.stem << name.rank << 'd' << name.suffix;
-}
-
-// A problem, the sizes of its tensors as torch has them, and who asked.
-struct Request {
-  OpName op;
-  PoolProblem problem;
-  std::vector<int64_t> input_sizes;
-  std::vector<int64_t> output_sizes;
-};
-
-// A window argument as torch takes it: one number for all axes, or one per axis; for `stride`, none
-// means the kernel size.
-int64_t axis_value(IntArrayRef values, int axis, const OpName& op, const char* argument) {
-  const auto count = static_cast<int>(values.size());
-  TORCH_CHECK(count == 1 || count == op.rank, op, ": ", argument,
-              " must either be a single int, or a tuple of ", op.rank, " ints; got ", count);
-  return count == 1 ? values[0] : values[axis];
-}
-
-int64_t output_extent(int64_t input, const Window& w, bool ceil_mode) {
-  const int64_t range = input + 2 * w.padding - w.span() + (ceil_mode ? w.stride - 1 : 0);
-  int64_t output = range >= 0 ? range / w.stride + 1 : 0;
-  // With ceil_mode the last window must start inside the input or the leading padding.
-  if (ceil_mode && (output - 1) * w.stride >= input + w.padding) --output;
-  return output;
-}
-
-struct PoolArguments {
-  IntArrayRef kernel_size, stride, padding, dilation;
-  bool ceil_mode;
-};
-
-void check_dims(IntArrayRef sizes, const OpName& op) {
-  const auto dims = static_cast<int>(sizes.size());
-  TORCH_CHECK(dims == op.rank + 1 || dims == op.rank + 2, op, ": Expected ", op.rank + 1, "D or ",
-              op.rank + 2, "D (batch mode) tensor, but got input of size ", sizes);
-}
-
-// The last `axes` sizes may not be empty.
-void check_not_empty(IntArrayRef sizes, int axes, const OpName& op) {
-  const auto dims = static_cast<int>(sizes.size());
-  for (int i = dims - axes; i < dims; ++i)
-    TORCH_CHECK(sizes[i] > 0, op,
-                ": Expected input to have non-zero size for non-batch dimensions, but got ", sizes,
-                " with dimension ", i, " being empty");
-}
-
-constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-
-// Fills everything but dtype, layout and divisor; `sizes` are the input's, batched or not.
-Request fixed_windows(IntArrayRef sizes, const PoolArguments& a, const OpName& op) {
-  check_dims(sizes, op);
-  const int rank = op.rank;
-  const auto dims = static_cast<int>(sizes.size());
-  Request request{op, {}, sizes.vec(), sizes.vec()};
-  PoolProblem& p = request.problem;
-  int64_t window_elements = 1;
-  for (int i = 0; i < rank; ++i) {
-    const int axis = 3 - rank + i;
-    Window& w = p.window[axis];
-    w.size = axis_value(a.kernel_size, i, op, "kernel_size");
-    w.stride = a.stride.empty() ? w.size : axis_value(a.stride, i, op, "stride");
-    w.padding = axis_value(a.padding, i, op, "padding");
-    w.dilation = axis_value(a.dilation, i, op, "dilation");
-    TORCH_CHECK(w.size > 0, op, ": kernel size should be greater than zero, but got ",
-                a.kernel_size);
-    TORCH_CHECK(w.stride > 0, op, ": stride should be greater than zero, but got ", a.stride);
-    TORCH_CHECK(w.dilation > 0, op,
-                ": dilation should be greater than zero, but got dilation: ", a.dilation);
-    TORCH_CHECK(w.padding >= 0, op, ": pad must be non-negative, but got pad: ", w.padding);
-    TORCH_CHECK(w.padding <= w.size / 2, op,
-                ": pad should be at most half of effective kernel size, but got pad=", w.padding,
-                ", kernel_size=", w.size, " and dilation=", w.dilation);
-    TORCH_CHECK(w.size <= kLimit && w.stride <= kLimit && w.dilation <= kLimit &&
-                    w.dilation <= kLimit / w.size,
-                op, ": integer out of range: kernel_size=", w.size, " stride=", w.stride,
-                " dilation=", w.dilation, " must span less than 2^31 positions");
-    TORCH_CHECK(window_elements <= kLimit / w.size, op, ": integer out of range: a window of ",
-                a.kernel_size, " has more than 2^31 - 1 elements");
-    window_elements *= w.size;
-    p.in[axis] = sizes[dims - rank + i];
-    p.out[axis] = output_extent(p.in[axis], w, a.ceil_mode);
-    request.output_sizes[dims - rank + i] = p.out[axis];
-  }
-  check_not_empty(sizes, rank + 1, op);
-  for (int axis = 3 - rank; axis < 3; ++axis)
-    TORCH_CHECK(p.out[axis] >= 1, op, ": Given input size: ", sizes,
-                ". Calculated output size is too small: axis ", axis - (3 - rank), " gives ",
-                p.out[axis], " from ", p.in[axis], " with kernel_size=", p.window[axis].size,
-                " padding=", p.window[axis].padding, " dilation=", p.window[axis].dilation);
-  return request;
-}
-
-// Neighbouring axes that one window covers whole are one axis: D, H, W -> 1, D, H*W. Places and
-// indices count the same elements in the same order.
-void merge_global_axes(PoolProblem& p) {
-  for (int merges = 0; merges < 2 && p.out[1] == 1 && p.out[2] == 1; ++merges) {
-    p.in[2] *= p.in[1];
-    p.in[1] = p.in[0];
-    p.out[1] = p.out[0];
-    p.in[0] = p.out[0] = 1;
-  }
-}
-
-Request adaptive_windows(IntArrayRef sizes, IntArrayRef output_size, const OpName& op) {
-  check_dims(sizes, op);
-  const int rank = op.rank;
-  const auto dims = static_cast<int>(sizes.size());
-  check_not_empty(sizes, rank, op);
-  Request request{op, {}, sizes.vec(), sizes.vec()};
-  PoolProblem& p = request.problem;
-  for (int i = 0; i < rank; ++i) {
-    const int64_t extent = output_size[i];
-    TORCH_CHECK(extent >= 0 && extent <= kLimit, op,
-                ": elements of output_size must be greater than or equal to 0 and less than 2^31,"
-                " but got ",
-                output_size);
-    p.in[3 - rank + i] = sizes[dims - rank + i];
-    p.out[3 - rank + i] = extent;
-    request.output_sizes[dims - rank + i] = extent;
-  }
-  merge_global_axes(p);
-  int64_t window_elements = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    p.window[axis] = adaptive_window(p.in[axis], p.out[axis]);
-    TORCH_CHECK(p.in[axis] <= kLimit && window_elements <= kLimit / p.window[axis].size, op,
-                ": integer out of range: windows of an input of size ", sizes, " for output_size ",
-                output_size, " have more than 2^31 - 1 elements");
-    window_elements *= p.window[axis].size;
-  }
-  return request;
-}
 
 // The spatial rank is the number of window sizes: 1, 2 or 3.
 OpName name_of(const char* stem, IntArrayRef per_axis, const char* suffix = "") {
@@ -177,7 +33,7 @@ at::MemoryFormat layout_from(bool channels_last, IntArrayRef sizes) {
   return sizes.size() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
 }
 
-void set_layout(Request& request, at::MemoryFormat format) {
+void set_layout(PoolRequest& request, at::MemoryFormat format) {
   PoolProblem& p = request.problem;
   const IntArrayRef sizes = request.input_sizes;
   const bool batched = static_cast<int>(sizes.size()) == request.op.rank + 2;
@@ -188,7 +44,7 @@ void set_layout(Request& request, at::MemoryFormat format) {
 }
 
 // Completes the problem by the layout and by the dtype of `values`, and picks the kernels.
-const PoolKernels& complete(Request& request, const Tensor& values, const char* argument,
+const PoolKernels& complete(PoolRequest& request, const Tensor& values, const char* argument,
                             at::MemoryFormat format) {
   set_layout(request, format);
   request.problem.dtype = dtype_of(values, request.op.stem, argument);
@@ -199,7 +55,7 @@ at::ScalarType place_type(const PoolProblem& p) {
   return p.place_bytes() == 1 ? at::kByte : at::kInt;
 }
 
-void check_places(const Request& request, const Tensor& places) {
+void check_places(const PoolRequest& request, const Tensor& places) {
   TORCH_CHECK(places.sizes() == IntArrayRef(request.output_sizes) &&
                   places.scalar_type() == place_type(request.problem),
               request.op, ": places must come from ", request.op.stem,
@@ -207,14 +63,14 @@ void check_places(const Request& request, const Tensor& places) {
 }
 
 // The places that `values` are picked at, or added to.
-void check_places(const Request& request, const Tensor& places, const Tensor& values) {
+void check_places(const PoolRequest& request, const Tensor& places, const Tensor& values) {
   check_places(request, places);
   TORCH_CHECK(places.device() == values.device(), request.op,
               ": expected all tensors to be on the same device, but places are on ",
               places.device(), " and the values on ", values.device());
 }
 
-void check_gradient(const Request& request, const Tensor& grad) {
+void check_gradient(const PoolRequest& request, const Tensor& grad) {
   TORCH_CHECK(grad.sizes() == IntArrayRef(request.output_sizes), request.op,
               ": grad must have the output's size ", request.output_sizes, ", got ", grad.sizes());
 }
@@ -223,6 +79,8 @@ void check_gradient(const Request& request, const Tensor& grad) {
 
 const char* cpu_path(const PoolProblem& p, PoolStep step) {
   const PoolProblem fixed = pool_with_fixed_windows(p);
+  const bool walks = step == PoolStep::max_pick || step == PoolStep::max_indices;
+  if (pool_transposes(p) && !walks) return "transposed";
   switch (step) {
     case PoolStep::max_forward:
     case PoolStep::avg_forward:
@@ -270,9 +128,15 @@ bool planned(const PoolProblem& p, PoolStep step) {
   return true;
 }
 
+}  // namespace
+
+bool is_channels_last(const Tensor& t, int rank) {
+  return layout_of(t, rank) != at::MemoryFormat::Contiguous;
+}
+
 // ---- maximum, whatever the windows -----------------------------------------------------------
 
-std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool keep_places) {
+std::tuple<Tensor, Tensor> max_of(PoolRequest request, const Tensor& input, bool keep_places) {
   const auto format = layout_of(input, request.op.rank);
   const auto& kernels = complete(request, input, "input", format);
   const PoolProblem& p = request.problem;
@@ -288,7 +152,8 @@ std::tuple<Tensor, Tensor> max_of(Request request, const Tensor& input, bool kee
   return {y, places};
 }
 
-Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, bool channels_last) {
+Tensor max_gradient(PoolRequest request, const Tensor& grad, const Tensor& places,
+                    bool channels_last) {
   check_places(request, places, grad);
   check_gradient(request, grad);
   const auto format = layout_from(channels_last, request.input_sizes);
@@ -303,7 +168,37 @@ Tensor max_gradient(Request request, const Tensor& grad, const Tensor& places, b
   return gx;
 }
 
-Tensor picked(Request request, const Tensor& input, const Tensor& places) {
+// ---- average, whatever the windows -----------------------------------------------------------
+
+Tensor mean_of(PoolRequest request, const Tensor& input) {
+  const auto format = layout_of(input, request.op.rank);
+  const auto& kernels = complete(request, input, "input", format);
+  const c10::DeviceGuard guard(input.device());
+  const Tensor x = input.contiguous(format);
+  Tensor y = empty_output(x, request.output_sizes, format);
+  if (request.problem.out_elements() > 0 && !planned(request.problem, PoolStep::avg_forward))
+    kernels.avg_forward(request.problem, x.const_data_ptr(), y.mutable_data_ptr(), context_for(x));
+  return y;
+}
+
+Tensor mean_gradient(PoolRequest request, const Tensor& grad, bool channels_last) {
+  check_gradient(request, grad);
+  const auto format = layout_from(channels_last, request.input_sizes);
+  const auto& kernels = complete(request, grad, "grad", format);
+  const c10::DeviceGuard guard(grad.device());
+  const Tensor gy = grad.contiguous(format);
+  Tensor gx = empty_output(gy, request.input_sizes, format);
+  if (request.problem.in_elements() > 0 && !planned(request.problem, PoolStep::avg_backward))
+    kernels.avg_backward(request.problem, gy.const_data_ptr(), gx.mutable_data_ptr(),
+                         context_for(gy));
+  return gx;
+}
+
+namespace {
+
+// ---- what the second derivative and torch's indices take
+
+Tensor picked(PoolRequest request, const Tensor& input, const Tensor& places) {
   check_places(request, places, input);
   const auto format = layout_of(places, request.op.rank);
   const auto& kernels = complete(request, input, "input", format);
@@ -317,7 +212,7 @@ Tensor picked(Request request, const Tensor& input, const Tensor& places) {
   return y;
 }
 
-Tensor indices_of(Request request, const Tensor& places) {
+Tensor indices_of(PoolRequest request, const Tensor& places) {
   check_places(request, places);
   const auto format = layout_of(places, request.op.rank);
   set_layout(request, format);
@@ -331,84 +226,47 @@ Tensor indices_of(Request request, const Tensor& places) {
   return indices;
 }
 
-// ---- average, whatever the windows -----------------------------------------------------------
-
-Tensor mean_of(Request request, const Tensor& input) {
-  const auto format = layout_of(input, request.op.rank);
-  const auto& kernels = complete(request, input, "input", format);
-  const c10::DeviceGuard guard(input.device());
-  const Tensor x = input.contiguous(format);
-  Tensor y = empty_output(x, request.output_sizes, format);
-  if (request.problem.out_elements() > 0 && !planned(request.problem, PoolStep::avg_forward))
-    kernels.avg_forward(request.problem, x.const_data_ptr(), y.mutable_data_ptr(), context_for(x));
-  return y;
-}
-
-Tensor mean_gradient(Request request, const Tensor& grad, bool channels_last) {
-  check_gradient(request, grad);
-  const auto format = layout_from(channels_last, request.input_sizes);
-  const auto& kernels = complete(request, grad, "grad", format);
-  const c10::DeviceGuard guard(grad.device());
-  const Tensor gy = grad.contiguous(format);
-  Tensor gx = empty_output(gy, request.input_sizes, format);
-  if (request.problem.in_elements() > 0 && !planned(request.problem, PoolStep::avg_backward))
-    kernels.avg_backward(request.problem, gy.const_data_ptr(), gx.mutable_data_ptr(),
-                         context_for(gy));
-  return gx;
-}
-
 // ---- fixed windows ---------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> max_pool(const Tensor& input, IntArrayRef kernel_size,
                                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                     bool ceil_mode, bool keep_places) {
-  return max_of(fixed_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
-                              name_of("max_pool", kernel_size)),
+  return max_of(max_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
+                            name_of("max_pool", kernel_size)),
                 input, keep_places);
 }
 
 Tensor max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef input_size,
                          IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, bool ceil_mode, bool channels_last) {
-  return max_gradient(fixed_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
-                                    name_of("max_pool", kernel_size, "_backward")),
+  return max_gradient(max_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                                  name_of("max_pool", kernel_size, "_backward")),
                       grad, places, channels_last);
 }
 
 Tensor max_pool_pick(const Tensor& input, const Tensor& places, IntArrayRef kernel_size,
                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                      bool ceil_mode) {
-  return picked(fixed_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
-                              name_of("max_pool", kernel_size, "_pick")),
+  return picked(max_windows(input.sizes(), {kernel_size, stride, padding, dilation, ceil_mode},
+                            name_of("max_pool", kernel_size, "_pick")),
                 input, places);
 }
 
 Tensor max_pool_indices(const Tensor& places, IntArrayRef input_size, IntArrayRef kernel_size,
                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                         bool ceil_mode) {
-  return indices_of(fixed_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
-                                  name_of("max_pool", kernel_size, "_indices")),
+  return indices_of(max_windows(input_size, {kernel_size, stride, padding, dilation, ceil_mode},
+                                name_of("max_pool", kernel_size, "_indices")),
                     places);
 }
 
-Request avg_windows(IntArrayRef input_size, IntArrayRef kernel_size, IntArrayRef stride,
-                    IntArrayRef padding, bool ceil_mode, bool count_include_pad,
-                    std::optional<int64_t> divisor_override, const char* suffix) {
-  static constexpr int64_t kNoDilation[] = {1};
-  const OpName op = name_of("avg_pool", kernel_size, suffix);
-  Request request =
-      fixed_windows(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode}, op);
-  TORCH_CHECK(divisor_override.value_or(1) != 0, op, ": divisor must be not zero");
-  request.problem.divisor = divisor_override.value_or(0);
-  request.problem.count_include_pad = count_include_pad;
-  return request;
-}
+constexpr int64_t kNoDilation[] = {1};
 
 Tensor avg_pool(const Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
                 IntArrayRef padding, bool ceil_mode, bool count_include_pad,
                 std::optional<int64_t> divisor_override) {
-  return mean_of(avg_windows(input.sizes(), kernel_size, stride, padding, ceil_mode,
-                             count_include_pad, divisor_override, ""),
+  return mean_of(avg_windows(input.sizes(), {kernel_size, stride, padding, kNoDilation, ceil_mode},
+                             count_include_pad, divisor_override, name_of("avg_pool", kernel_size)),
                  input);
 }
 
@@ -416,9 +274,11 @@ Tensor avg_pool_backward(const Tensor& grad, IntArrayRef input_size, IntArrayRef
                          IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                          bool count_include_pad, std::optional<int64_t> divisor_override,
                          bool channels_last) {
-  return mean_gradient(avg_windows(input_size, kernel_size, stride, padding, ceil_mode,
-                                   count_include_pad, divisor_override, "_backward"),
-                       grad, channels_last);
+  return mean_gradient(
+      avg_windows(input_size, {kernel_size, stride, padding, kNoDilation, ceil_mode},
+                  count_include_pad, divisor_override,
+                  name_of("avg_pool", kernel_size, "_backward")),
+      grad, channels_last);
 }
 
 // ---- adaptive windows ------------------------------------------------------------------------
@@ -426,9 +286,7 @@ Tensor avg_pool_backward(const Tensor& grad, IntArrayRef input_size, IntArrayRef
 std::tuple<Tensor, Tensor> adaptive_max_pool(const Tensor& input, IntArrayRef output_size,
                                              bool keep_places) {
   const OpName op = name_of("adaptive_max_pool", output_size);
-  check_dims(input.sizes(), op);
-  check_not_empty(input.sizes(), op.rank + 1, op);
-  return max_of(adaptive_windows(input.sizes(), output_size, op), input, keep_places);
+  return max_of(adaptive_max_windows(input.sizes(), output_size, op), input, keep_places);
 }
 
 Tensor adaptive_max_pool_backward(const Tensor& grad, const Tensor& places, IntArrayRef input_size,

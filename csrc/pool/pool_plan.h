@@ -12,6 +12,7 @@ enum class PoolPath : uint8_t {
   rows,    // the rows of a window are reduced where they lie, then windows along that one row
   passes,  // a strip of rows is reduced along H and along W by doubling: log2(window) passes
   ring,    // with places: rows are reduced along W first and held while windows need them
+  keys,    // with places, large windows: as `rows` or `passes`, with integers that hold both
   boxes,   // adaptive windows of unequal extents
   planes,  // one output per plane
   place,   // backward: each output's gradient goes to its place; windows do not overlap
@@ -27,6 +28,8 @@ constexpr const char* name_of(PoolPath path) {
       return "passes";
     case PoolPath::ring:
       return "ring";
+    case PoolPath::keys:
+      return "keys";
     case PoolPath::boxes:
       return "boxes";
     case PoolPath::planes:
@@ -83,11 +86,30 @@ WEFT_HD constexpr PoolPath pool_values_path(const PoolProblem& p) {
   return height.size > doubling / 2 + 2 ? PoolPath::passes : PoolPath::rows;
 }
 
+// Bits for a position on an axis of what fixed windows span, padding included.
+WEFT_HD constexpr int pool_place_bits(const PoolProblem& p, int axis) {
+  const int64_t positions = (p.out[axis] - 1) * p.window[axis].stride + p.window[axis].span();
+  int bits = 0;
+  while (int64_t{1} << bits < positions) ++bits;
+  return bits;
+}
+
+// A key has 32 bits for the value and 31 for the place.
+WEFT_HD constexpr bool pool_has_keys(const PoolProblem& p) {
+  constexpr int kBits = 31, kExactInFloat = 22;
+  const int h = pool_place_bits(p, 1), w = pool_place_bits(p, 2);
+  const bool dense = p.window[1].dilation == 1 && p.window[2].dilation == 1;
+  return p.dtype != DType::f64 && pool_place_bits(p, 0) + h + w <= kBits &&
+         (dense || (h <= kExactInFloat && w <= kExactInFloat));
+}
+
 // Forward with places, of a problem as it was given: windows that divide a map evenly are faster as
 // boxes, unless they are the map.
 WEFT_HD constexpr PoolPath pool_places_path(const PoolProblem& p) {
+  constexpr int64_t kSmallWindow = 9;
   if (p.inner == 1 && pool_is_global(pool_with_fixed_windows(p))) return PoolPath::planes;
-  return p.adaptive() ? PoolPath::boxes : PoolPath::ring;
+  if (p.adaptive()) return PoolPath::boxes;
+  return p.window_elements() > kSmallWindow && pool_has_keys(p) ? PoolPath::keys : PoolPath::ring;
 }
 
 // No input is read by two windows.
@@ -114,7 +136,18 @@ WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
 // Backward of the average, likewise: the forward's walk with input and output exchanged.
 WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
   if (p.adaptive()) return PoolPath::boxes;
+  if (p.inner == 1 && pool_is_global(p)) return PoolPath::planes;
   return pool_values_path(p) == PoolPath::passes ? PoolPath::passes : PoolPath::rows;
+}
+
+// Maps with rows too short for vectors, which are pooled in the other layout: tiny planes as
+// channels, and a few channels with windows of unequal extents as planes.
+WEFT_HD constexpr bool pool_transposes(const PoolProblem& p) {
+  constexpr int64_t kShortRow = 16, kTinyMap = 1024, kLeastPlanes = 8, kFewChannels = 8;
+  if (p.out_positions() <= 1 || p.in_positions() == 0) return false;
+  if (p.inner == 1)
+    return p.in[2] <= kShortRow && p.in_positions() <= kTinyMap && p.outer >= kLeastPlanes;
+  return p.inner < kFewChannels && pool_with_fixed_windows(p).adaptive();
 }
 
 // Outputs larger than this go past the cache: before they are read again they would have left it,

@@ -41,6 +41,22 @@ WEFT_INLINE typename Op::V reduce_run(const T* x, int64_t n, int64_t readable) {
   return total;
 }
 
+// The place of the maximum `best` of a run: the first of equal elements, the last NaN.
+template <class T>
+WEFT_INLINE int64_t place_in_run(const T* x, int64_t n, accumulate_t<T> best) {
+  if (best != best) {
+    int64_t place = n - 1;
+    while (widen(x[place]) == widen(x[place])) --place;
+    return place;
+  }
+  int64_t j = 0;
+  for (; j + kLanes<T> <= n; j += kLanes<T>)
+    if (const uint64_t equal = lanes_that_hold(load_vec(x + j) == best))
+      return j + __builtin_ctzll(equal);
+  while (widen(x[j]) != best) ++j;
+  return j;
+}
+
 // y[plane] = finish(reduction of the plane).
 template <class Op, class T, class Finish>
 void reduce_planes(const PoolProblem& p, const T* x, T* y, const Context& context,

@@ -31,6 +31,7 @@ struct SumOf {
   using V = Vec<E>;
   static constexpr int64_t kWidth = kLanes<T>;
   static constexpr bool kIdempotent = false;
+  static constexpr bool kPlaces = false;
   static constexpr E kNeutral = 0;
 
   static WEFT_INLINE V reduce(V sum, V value) { return sum + value; }
@@ -44,11 +45,11 @@ struct MaxOf {
   using V = Vec<T>;
   static constexpr int64_t kWidth = kLanes<T>;
   static constexpr bool kIdempotent = true;
+  static constexpr bool kPlaces = false;
   static constexpr E kNeutral = -std::numeric_limits<T>::infinity();
 
   static WEFT_INLINE V reduce(V best, V value) {
-    const V larger = value > best ? value : best;
-    return value == value ? larger : value;  // NaN stays
+    return value == value ? greater_of(value, best) : value;  // NaN stays
   }
   static WEFT_INLINE V load(const T* address) { return load_vec(address); }
   static WEFT_INLINE void store(T* address, V value) { store_vec(address, value); }
@@ -62,6 +63,7 @@ struct MaxOfHalf {
   using V = Vec<int16_t>;
   static constexpr int64_t kWidth = kVectorBytes / 2;
   static constexpr bool kIdempotent = true;
+  static constexpr bool kPlaces = false;
   static constexpr E kNeutral = static_cast<E>(~kInfinity);  // -inf
 
   static WEFT_INLINE V flip(V value) { return value ^ ((value >> 15) & 0x7FFF); }

@@ -1,4 +1,5 @@
-// Forward pooling with fixed windows on CPU, values alone: the maximum without its place, the mean.
+// Forward pooling with fixed windows on CPU: the mean, the maximum without its place, and, by the
+// keys of pool_keys.h, the maximum of large windows with it.
 //
 // A row is [W, inner], contiguous in both layouts. An output row is made in two steps. First the
 // rows of its windows (along D and H) are reduced to one line where they lie, with unit stride,
@@ -18,7 +19,7 @@
 // speed of transposing at stride 15.
 #pragma once
 
-#include "pool/pool_lines.h"
+#include "pool/pool_keys.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -41,7 +42,12 @@ class ValueWalk {
         line_(pitch_ + kSlack),
         spare_(pitch_ + kSlack),
         picked_(tiles_.width() * p.inner + kSlack),
+        place_bits_(p),
+        rows_(Op::kPlaces ? p.window[0].size * p.window[1].size : 0),
+        columns_(Op::kPlaces ? pitch_ + kSlack : 0),
         sources_(p.window[0].size * p.window[1].size) {
+    if (Op::kPlaces)
+      for (int64_t j = 0; j < pitch_ + kSlack; ++j) columns_[j] = static_cast<int32_t>(j / p.inner);
     fill_lanes(line_.data(), pitch_ + kSlack, Op::kNeutral);
     fill_lanes(spare_.data(), pitch_ + kSlack, Op::kNeutral);
     fill_lanes(picked_.data(), tiles_.width() * p.inner + kSlack, Op::kNeutral);
@@ -55,9 +61,10 @@ class ValueWalk {
 
   static int64_t items_of(const PoolProblem& p) { return tiles_of(p).items(p.outer); }
   int64_t width() const { return tiles_.width(); }
+  bool by_strips() const { return doubling_; }
 
-  // Items [begin, end) of RowTiles. `finish.start(part)` is called before each; finish(j, sum)
-  // makes the stored value of the sum of element j.
+  // Items [begin, end) of RowTiles. `finish.start(part, strip row)` is called before each;
+  // finish(j, sum) makes the stored value of the sum of element j.
   template <class Finish>
   void run(int64_t begin, int64_t end, T* y, Finish& finish) {
     RowPart part = tiles_.part(begin);
@@ -67,10 +74,10 @@ class ValueWalk {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = (part.end - part.begin) * p_.inner;
       T* out = writer.row();
-      finish.start(part);
       const auto emit = [&](int64_t j, V value) { store_row<Op>(out, j, n, finish(j, value)); };
       const int64_t lead = span_lead(part);
       E* line = doubling_ ? strip_row(part, end - item) : reduced_rows(part, lead);
+      finish.start(part, (part.h - strip_begin_) * p_.window[1].stride);
       reduce_line(line, part.end - part.begin, emit);
       writer.advance(n);
       part = tiles_.after(part);
@@ -118,7 +125,12 @@ class ValueWalk {
     const int64_t inside = (end - begin) * p_.inner;
     for (int64_t j = 0; j < before; ++j) line[j] = Op::kNeutral;
     for (int64_t k = 0; k < count; ++k) sources_[k] += begin * p_.inner;
-    reduce_rows<Op>(sources_.data(), count, inside, line + before);
+    if constexpr (Op::kPlaces) {
+      reduce_rows_to_keys(sources_.data(), rows_.data(), count, inside, columns_.data() + before,
+                          line + before);
+    } else {
+      reduce_rows<Op>(sources_.data(), count, inside, line + before);
+    }
     fill_lanes(line + before + inside, length * p_.inner - before - inside, Op::kNeutral);
   }
 
@@ -126,9 +138,11 @@ class ValueWalk {
     const T* plane = x_ + part.outer * p_.in_positions() * p_.inner;
     const int64_t row_elements = p_.in[2] * p_.inner;
     int64_t count = 0;
-    for_places(p_.window[0], part.d, p_.in[0], [&](int64_t d) {
-      for_places(p_.window[1], part.h, p_.in[1],
-                 [&](int64_t h) { sources_[count++] = plane + (d * p_.in[1] + h) * row_elements; });
+    for_places(p_.window[0], part.d, p_.in[0], [&](int64_t d, int64_t i) {
+      for_places(p_.window[1], part.h, p_.in[1], [&](int64_t h, int64_t j) {
+        if constexpr (Op::kPlaces) rows_[count] = place_bits_.row(i, j);
+        sources_[count++] = plane + (d * p_.in[1] + h) * row_elements;
+      });
     });
     reduce_sources(part, first, count, line_.data());
     return line_.data();
@@ -159,7 +173,8 @@ class ValueWalk {
       const int64_t h = first + r;
       int64_t count = 0;
       if (h >= 0 && h < p_.in[1])
-        for_places(p_.window[0], part.d, p_.in[0], [&](int64_t d) {
+        for_places(p_.window[0], part.d, p_.in[0], [&](int64_t d, int64_t i) {
+          if constexpr (Op::kPlaces) rows_[count] = place_bits_.row(i, r);
           sources_[count++] = plane + (d * p_.in[1] + h) * row_elements;
         });
       reduce_sources(part, span_lead(part), count, line);
@@ -258,6 +273,9 @@ class ValueWalk {
   int64_t strip_begin_ = 0, strip_end_ = 0;  // output rows that the strip holds
   Scratch<E> line_, spare_, picked_, strip_, strip_spare_;
   E* strip_result_ = nullptr;
+  const PlaceBits place_bits_;
+  Scratch<int32_t> rows_;     // the places of the sources
+  Scratch<int32_t> columns_;  // of the elements of a line
   Scratch<const T*> sources_;
 };
 

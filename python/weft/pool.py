@@ -13,7 +13,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from weft.autograd import needs_grad
+from weft import _C
+from weft.autograd import eagerly, needs_grad
 from weft.pool_ops import AdaptiveWindow, AvgPool, AvgWindow, MaxPool, MaxWindow, pool_op
 
 Size = int | Sequence[int]
@@ -82,6 +83,10 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool,
 ) -> MaxOutput:
+    if not return_indices:
+        found = eagerly(_C.max_pool, input, rank, kernel_size, stride, padding, dilation, ceil_mode)
+        if found is not None:
+            return found
     window = MaxWindow(
         _per_axis(kernel_size, "max_pool", rank, "kernel_size"),
         _per_axis(stride, "max_pool", rank, "stride"),
@@ -102,6 +107,19 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None = None,
 ) -> Tensor:
+    found = eagerly(
+        _C.avg_pool,
+        input,
+        rank,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+    )
+    if found is not None:
+        return found
     window = AvgWindow(
         _per_axis(kernel_size, "avg_pool", rank, "kernel_size"),
         _per_axis(stride, "avg_pool", rank, "stride"),
@@ -130,10 +148,32 @@ def _adaptive_window(
         raise TypeError(f"{op}{rank}d: output_size must be an int or a tuple of {rank}, got None")
     else:
         sizes = (output_size,) * rank
-    extents = input.shape[-rank:]
     if None in sizes:
+        extents = input.shape[-rank:]
         sizes = tuple(e if s is None else s for s, e in zip(sizes, extents, strict=True))
     return AdaptiveWindow(sizes)  # type: ignore[arg-type]
+
+
+def _adaptive_max(
+    rank: int,
+    input: Tensor,
+    output_size: int | Sequence[int | None] | None,
+    return_indices: bool,
+) -> MaxOutput:
+    window = _adaptive_window(rank, input, output_size, "adaptive_max_pool")
+    if not return_indices:
+        found = eagerly(_C.adaptive_max_pool, input, window.output_size)
+        if found is not None:
+            return found
+    return _pooled_max(input, window, return_indices)
+
+
+def _adaptive_avg(
+    rank: int, input: Tensor, output_size: int | Sequence[int | None] | None
+) -> Tensor:
+    window = _adaptive_window(rank, input, output_size, "adaptive_avg_pool")
+    found = eagerly(_C.adaptive_avg_pool, input, window.output_size)
+    return _pooled_avg(input, window) if found is None else found
 
 
 # ---- maximum -------------------------------------------------------------------------------------
@@ -262,9 +302,7 @@ def adaptive_max_pool1d(
     As `torch.nn.functional.adaptive_max_pool1d`: output o reads ``⌊o·L/out⌋ … ⌈(o+1)·L/out⌉ − 1``.
     Raises torch's RuntimeError for an empty map and a negative size.
     """
-    return _pooled_max(
-        input, _adaptive_window(1, input, output_size, "adaptive_max_pool"), return_indices
-    )
+    return _adaptive_max(1, input, output_size, return_indices)
 
 
 def adaptive_max_pool2d(
@@ -276,9 +314,7 @@ def adaptive_max_pool2d(
     and likewise along W; a size of None keeps that axis's extent. Raises torch's RuntimeError for
     an empty map and a negative size.
     """
-    return _pooled_max(
-        input, _adaptive_window(2, input, output_size, "adaptive_max_pool"), return_indices
-    )
+    return _adaptive_max(2, input, output_size, return_indices)
 
 
 def adaptive_max_pool3d(
@@ -289,9 +325,7 @@ def adaptive_max_pool3d(
     As `torch.nn.functional.adaptive_max_pool3d`, with windows as `adaptive_max_pool2d`'s. Raises
     torch's RuntimeError for an empty map and a negative size.
     """
-    return _pooled_max(
-        input, _adaptive_window(3, input, output_size, "adaptive_max_pool"), return_indices
-    )
+    return _adaptive_max(3, input, output_size, return_indices)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
@@ -300,7 +334,7 @@ def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
     As `torch.nn.functional.adaptive_avg_pool1d`: output o reads ``⌊o·L/out⌋ … ⌈(o+1)·L/out⌉ − 1``.
     Raises torch's RuntimeError for an empty map and a negative size.
     """
-    return _pooled_avg(input, _adaptive_window(1, input, output_size, "adaptive_avg_pool"))
+    return _adaptive_avg(1, input, output_size)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -310,7 +344,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     and likewise along W; a size of None keeps that axis's extent. Raises torch's RuntimeError for
     an empty map and a negative size.
     """
-    return _pooled_avg(input, _adaptive_window(2, input, output_size, "adaptive_avg_pool"))
+    return _adaptive_avg(2, input, output_size)
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -319,7 +353,7 @@ def adaptive_avg_pool3d(input: Tensor, output_size: int | Sequence[int | None] |
     As `torch.nn.functional.adaptive_avg_pool3d`, with windows as `adaptive_avg_pool2d`'s. Raises
     torch's RuntimeError for an empty map and a negative size.
     """
-    return _pooled_avg(input, _adaptive_window(3, input, output_size, "adaptive_avg_pool"))
+    return _adaptive_avg(3, input, output_size)
 
 
 # ---- further window walks ------------------------------------------------------------------------

@@ -31,23 +31,32 @@ PROBLEMS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "one plane in pieces": ("pool2d", (1, 2, 301, 499), {"kernel_size": (301, 499)}),
     "depth": ("pool3d", (2, 3, 9, 17, 19), {"kernel_size": 3, "stride": 2}),
     "depth, windows touch": ("pool3d", (2, 3, 8, 17, 19), {"kernel_size": 2}),
+    "tiny planes": ("pool2d", (3, 30, 5, 7), {"kernel_size": 2, "stride": 2, "padding": 1}),
+    "tiny maps in depth": ("pool3d", (2, 33, 3, 6, 6), {"kernel_size": 3, "stride": 1}),
+    "channels, windows far apart": ("pool2d", (2, 19, 14, 29), {"kernel_size": (2, 9)}),
 }
 ADAPTIVE = {
     "divides the map": ((3, 5, 24, 35), (3, 7)),
     "unequal boxes, wide": ((1, 3, 5, 997), (2, 3)),
     "global": ((2, 70, 31, 47), (1, 1)),
     "global, few channels": ((3, 6, 31, 47), (1, 1)),
+    "few channels": ((2, 3, 23, 29), (4, 5)),
+    "tiny planes": ((2, 40, 11, 13), (3, 5)),
+    "single rows": ((3, 7, 1, 197), (1, 9)),
 }
 
 
 def _inputs(size: tuple[int, ...], dtype: torch.dtype) -> list[torch.Tensor]:
     """One in each layout."""
-    x = torch.randn(size).to(dtype)
-    layouts = [x]
-    if len(size) > 3:
-        last = torch.channels_last if len(size) == 4 else torch.channels_last_3d
-        layouts.append(x.contiguous(memory_format=last))
-    return [t.requires_grad_() for t in layouts]
+    return [t.requires_grad_() for t in _inputs_of(torch.randn(size).to(dtype))]
+
+
+def _inputs_of(x: torch.Tensor) -> list[torch.Tensor]:
+    """`x` in each layout."""
+    if x.dim() <= 3:
+        return [x]
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return [x, x.contiguous(memory_format=last)]
 
 
 def _ops(name: str, dtype: torch.dtype) -> list[str]:
@@ -130,3 +139,32 @@ def test_outputs_past_the_cache() -> None:
         for name in ("max_pool1d", "avg_pool1d"):
             y = getattr(W, name)(x, 2, stride)
             assert torch.equal(y, getattr(F, name)(x, 2, stride))
+
+
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0, -1.0]
+LARGE_WINDOWS: dict[str, tuple[int, tuple[int, ...], tuple[Any, ...]]] = {
+    "rows": (2, (2, 9, 21, 40), (5, 2, 2)),
+    "rows, dilated": (2, (2, 9, 30, 40), ((5, 4), (3, 2), 2, (2, 3))),
+    "strips": (2, (2, 9, 37, 34), (13, 1, 6)),
+    "strips, dilated": (2, (1, 9, 60, 34), ((13, 3), (1, 2), (6, 1), (2, 1))),
+    "depth": (3, (1, 5, 6, 13, 21), ((2, 5, 7), (2, 1, 3), (1, 2, 3))),
+    "tiny maps": (3, (2, 9, 7, 5, 6), ((3, 5, 5), 1, (1, 2, 2))),
+    "single row": (1, (2, 5, 333), (17, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("problem", LARGE_WINDOWS)
+@each_dtype
+def test_places_of_large_windows(problem: str, dtype: torch.dtype) -> None:
+    """The first of equal elements and the last NaN, as torch, for few and for many special ones."""
+    rank, size, window = LARGE_WINDOWS[problem]
+    weft_op, native = getattr(W, f"max_pool{rank}d"), getattr(F, f"max_pool{rank}d")
+    for distinct in (3, 40):
+        x = torch.randint(-distinct, distinct, size).to(dtype)
+        odd = torch.rand(size) < 2 / distinct**2
+        x[odd] = torch.tensor(SPECIAL, dtype=dtype)[torch.randint(len(SPECIAL), (int(odd.sum()),))]
+        for t in _inputs_of(x):
+            y, indices = weft_op(t, *window, return_indices=True)
+            expected, expected_indices = native(t, *window, return_indices=True)
+            torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(indices, expected_indices)

@@ -1,5 +1,5 @@
 // Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h), and adaptive
-// (pool_adaptive.h); the gradient of one output per plane fills the plane. Threads own runs of rows
+// (pool_adaptive.h); the gradient of one output per plane fills it. Threads own runs of rows
 // of what they write. Bound: bytes, in + out.
 #include "pool/pool_adaptive.h"
 #include "pool/pool_cpu.h"
@@ -10,17 +10,31 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
-// Every element of plane k of contiguous maps is gy[k] / divisor.
+// The gradient of one output per plane: every position of map k is gy[k] / divisor. Positions of
+// channels-last maps are copied a few hundred elements at a time.
 template <class T>
-void fill_planes(const PoolProblem& p, const T* gy, T* gx, const Context& context) {
+void fill_maps(const PoolProblem& p, const T* gy, T* gx, const Context& context) {
+  constexpr int64_t kRunElements = 512;
   const auto divisor = static_cast<accumulate_t<T>>(pool_divisor(p, 0, 0, 0));
-  const int64_t size = p.in_positions();
+  const int64_t inner = p.inner;
+  const int64_t size = p.in_positions() * inner;
+  const int64_t run = inner == 1 ? 1 : (1 + kRunElements / inner) * inner;
   parallel_for(context, p.outer, pool_grain(p.outer, p.in_elements()),
                [&](int64_t begin, int64_t end) {
-                 for (int64_t plane = begin; plane < end; ++plane) {
-                   const T value = narrow<T>(widen(gy[plane]) / divisor);
-                   T* out = gx + plane * size;
-                   for (int64_t j = 0; j < size; ++j) out[j] = value;
+                 Scratch<T> positions(run);
+                 for (int64_t map = begin; map < end; ++map) {
+                   for (int64_t c = 0; c < inner; ++c)
+                     positions[c] = narrow<T>(widen(gy[map * inner + c]) / divisor);
+                   for (int64_t j = inner; j < run; ++j) positions[j] = positions[j - inner];
+                   T* out = gx + map * size;
+                   if (inner == 1) {
+                     const T value = positions[0];
+                     for (int64_t j = 0; j < size; ++j) out[j] = value;
+                     continue;
+                   }
+                   for (int64_t j = 0; j < size; j += run)
+                     memcpy(static_cast<void*>(out + j), positions.data(),
+                            (size - j < run ? size - j : run) * sizeof(T));
                  }
                });
 }
@@ -70,7 +84,7 @@ void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context&
           context, rows, pool_grain(rows, elements),
           [&](int64_t begin, int64_t end) { adaptive_avg_gradients(p, grad, out, begin, end); });
     }
-    if (pool_avg_gradient_path(p) == PoolPath::planes) return fill_planes(p, grad, out, context);
+    if (pool_avg_gradient_path(p) == PoolPath::planes) return fill_maps(p, grad, out, context);
     const int64_t items = GradientWalk<T>::items_of(p);
     parallel_for(context, items, pool_grain(items, elements), [&](int64_t begin, int64_t end) {
       GradientWalk<T>(p, grad).run(begin, end, out);

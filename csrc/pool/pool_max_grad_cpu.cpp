@@ -243,6 +243,18 @@ WEFT_INLINE void parallel_planes(const PoolProblem& p, const Context& context, c
                });
 }
 
+// Zeros that stay in the cache, where a few gradients are then put among them. memset, which the
+// compiler makes of such loops, writes runs of this size past it on some CPUs: each gradient then
+// waits for memory.
+__attribute__((noinline, optimize("no-tree-loop-distribute-patterns"))) void clear(void* out,
+                                                                                   int64_t bytes) {
+  auto* at = static_cast<char*>(out);
+  const Vec<int32_t> zero = {};
+  for (; bytes >= kVectorBytes; bytes -= kVectorBytes, at += kVectorBytes)
+    memcpy(at, &zero, kVectorBytes);
+  memset(at, 0, bytes);
+}
+
 // Windows that do not overlap, and of which each meets some input: an input has one output at most,
 // so gradients are put, not added. Output rows [begin, end) of [outer, D, H]; each owns the band of
 // input rows from its windows' first to the next windows' first, which it clears before.
@@ -265,8 +277,8 @@ void max_place_gradients(const PoolProblem& p, const PlaceTable& table, const T*
     const Range ds = band(0, od);
     const Range hs = band(1, oh);
     for (int64_t d = ds.begin; d < ds.end; ++d)
-      memset(static_cast<void*>(plane + (d * p.in[1] + hs.begin) * row_elements), 0,
-             (hs.end - hs.begin) * row_elements * sizeof(T));
+      clear(plane + (d * p.in[1] + hs.begin) * row_elements,
+            (hs.end - hs.begin) * row_elements * sizeof(T));
     const int64_t stride = p.window[2].stride;
     int64_t origin = window_row(p, od, oh) - p.window[2].padding;
     for (int64_t j = index * n; j < (index + 1) * n; origin += stride)
@@ -291,7 +303,7 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
   const int64_t base = outer * p.in_positions();
   if constexpr (std::is_same_v<T, A>) {
     if (width == p.inner) {
-      memset(static_cast<void*>(gx + base * width), 0, p.in_positions() * width * sizeof(T));
+      clear(gx + base * width, p.in_positions() * width * sizeof(T));
       for_each_place(p, table, voids, places, outer, c_begin, c_end,
                      [&](int64_t output, int64_t position, int64_t c) {
                        if (voids && position < 0) return;

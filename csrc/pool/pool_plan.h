@@ -136,7 +136,7 @@ WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
 // Backward of the average, likewise: the forward's walk with input and output exchanged.
 WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
   if (p.adaptive()) return PoolPath::boxes;
-  if (p.inner == 1 && pool_is_global(p)) return PoolPath::planes;
+  if (pool_is_global(p)) return PoolPath::planes;
   return pool_values_path(p) == PoolPath::passes ? PoolPath::passes : PoolPath::rows;
 }
 

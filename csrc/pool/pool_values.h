@@ -223,7 +223,9 @@ class ValueWalk {
     int64_t size = window.size;
     if (stride > 2 && inner == 1 && window.dilation == 1 && size <= 4 * kWidth)
       return reduce_lanes_of(line, outputs, emit);
-    if (size > kPoolDirectSize) {
+    // Channels are read directly for each output: doubling pays where windows overlap enough.
+    const int64_t passes = inner > 1 ? 3 * stride * pool_doubling_passes(size) / 2 : 0;
+    if (size > kPoolDirectSize + passes) {
       line = reduce_windows<Op>(line, spare_.data(), ((outputs - 1) * stride + 1) * inner, size,
                                 step_);
       size = 1;

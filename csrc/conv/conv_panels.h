@@ -76,7 +76,9 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
                  WeightPanel<accumulate_t<T>>* panels, const Context& context) {
   constexpr int64_t kLane = kLanes<T>;
   const int64_t window = p.window_elements(), columns = p.window[2].size;
-  const int64_t filter = window * p.c;
+  // In one run of terms every place begins with a word of its own.
+  const int64_t channels = kPairs && folded ? round_up(p.c, 2) : p.c;
+  const int64_t filter = window * channels;
   const bool direct =
       !kPairs && !p.channels_last && !folded && (!g.transposed || window >= kLane / 2);
   // Contiguous weights that are not packed as they lie.
@@ -84,6 +86,13 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
   if (!p.channels_last && !direct) {
     transpose(weights, p.out_channels(), p.c, window, last.data(), context);
     weights = last.data();
+  }
+  Scratch<T> even(channels == p.c ? 0 : p.out_channels() * filter);
+  if (channels != p.c) {
+    fill(even.data(), p.out_channels() * filter, T{});
+    for (int64_t i = 0; i < p.out_channels() * window; ++i)
+      for (int64_t c = 0; c < p.c; ++c) even[i * channels + c] = weights[i * p.c + c];
+    weights = even.data();
   }
   const auto index_of = [&](const Place& place) {
     return (place.at[0] * p.window[1].size + place.at[1]) * columns + place.at[2];
@@ -93,7 +102,7 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
   if (direct)
     for (int64_t i = 0; i < layout.places; ++i) packed_place[index_of(places[i])] = i;
   const int64_t term_step = g.transposed ? filter : 1;
-  const int64_t terms = g.src_channels * (folded ? columns : 1);
+  const int64_t terms = folded ? channels * columns : g.src_channels;
   parallel_for(context, layout.groups * layout.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / layout.panels;
@@ -114,7 +123,8 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
         }
         const int64_t column_step = g.transposed ? 1 : filter;
         for (int64_t place = 0; place < layout.places; ++place) {
-          const T* const from = of_group + index_of(places[place]) * p.c + column * column_step;
+          const T* const from =
+              of_group + index_of(places[place]) * channels + column * column_step;
           accumulate_t<T>* const rows = to + (place * layout.place_terms * vectors + v) * kLane;
           if constexpr (kPairs) {
             pack_pairs(from, term_step, column_step, count, terms, vectors, rows);

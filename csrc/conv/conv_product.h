@@ -98,7 +98,7 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
   constexpr int64_t kLane = kLanes<T>;
   const bool planes = !p.channels_last;
   // Few channels: the copy's padded columns make a row of the window one run of terms.
-  const bool folded = !kPairs && !g.transposed && p.groups == 1 && g.src_channels < 16 &&
+  const bool folded = !g.transposed && p.groups == 1 && g.src_channels < 16 &&
                       p.window[2].dilation == 1 && p.window[2].size > 1;
   const int64_t channels = round_up(g.src_channels, kWord);
   const bool padded = folded || channels != g.src_channels;

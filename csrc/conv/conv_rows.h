@@ -10,7 +10,8 @@
 // whose loads, one a product, cross cache lines; they remain for planes of several channels.
 #pragma once
 
-#include "conv/conv_planes.h"
+#include "conv/conv_activation.h"
+#include "conv/conv_bands.h"
 
 namespace weft::WEFT_TARGET {
 namespace {

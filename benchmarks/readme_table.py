@@ -50,6 +50,10 @@ def section(run: dict[str, Any], name: str) -> str:
             row = pair[direction]
             cells += [seconds(row["weft_s"]), f"{row['ratio']:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    twice = [row for row in run["rows"] if row["direction"] == "fbb"]
+    if twice:
+        each = (f"{row['op']} {row['shape']} {row['dtype']} {row['ratio']:.2f}" for row in twice)
+        lines += ["", "Ratio with double backward: " + ", ".join(each) + "."]
     lines += [
         "",
         "| family | geometric mean f | fb | rows below 1.0: f | fb |",

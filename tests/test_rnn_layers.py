@@ -324,19 +324,17 @@ def test_module_db(torch_class: type, dtype: torch.dtype, device: torch.device) 
         module, native = both_layers(
             torch_class(*made.args, **made.kwargs, device=device, dtype=dtype)
         )
-        if made.kwargs.get("dropout"):
-            continue  # test_dropout
         parameters = [p.detach().requires_grad_() for p in native.parameters()]
-        if index % 8 or dtype == torch.float64:  # every draw of PyTorch's error costs its time
-            torch.testing.assert_close(
-                run_with(module, len(parameters), *parameters, *call.args),
-                run_with(native, len(parameters), *parameters, *call.args),
-            )
-            continue
 
         def run(*arguments: Any, like: torch.nn.Module, n: int = len(parameters)) -> Any:
-            return run_with(like, n, *arguments)
+            with torch.random.fork_rng():
+                torch.manual_seed(7)  # the masks of dropout
+                return run_with(like, n, *arguments)
 
+        if index % 8 or dtype == torch.float64:  # every draw of PyTorch's error costs its time
+            given = (*parameters, *call.args)
+            torch.testing.assert_close(run(*given, like=module), run(*given, like=native))
+            continue
         check_against_native(
             lambda *a, m=module: run(*a, like=m),
             lambda *a, m=native: run(*a, like=m),
@@ -411,10 +409,18 @@ def test_dropout(cell: str, device: torch.device) -> None:
     torch.testing.assert_close(module.eval()(x), native.eval()(x))
 
 
-def test_projection_runs_on_torchs_kernels(device: torch.device) -> None:
-    module, native = both_layers(torch.nn.LSTM(3, 5, proj_size=2, device=device))
+@pytest.mark.parametrize("bias", [True, False])
+def test_projection(bias: bool, device: torch.device) -> None:
+    options = {"num_layers": 2, "bidirectional": True, "proj_size": 2, "bias": bias}
+    module, native = both_layers(torch.nn.LSTM(3, 5, **options, device=device))
     x = torch.randn(4, 2, 3, device=device)
-    torch.testing.assert_close(module(x), native(x), rtol=0, atol=0)
+    parameters = [p.detach().requires_grad_() for p in native.parameters()]
+    check_against_native(
+        lambda *a: run_with(module, len(parameters), *a),
+        lambda *a: run_with(native, len(parameters), *a),
+        *parameters,
+        x,
+    )
 
 
 def test_backward_in_eval_mode(device: torch.device) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import weft
@@ -17,8 +19,13 @@ from harness import DTYPES, check_against_native, check_deterministic, sliced
 from weft import _C
 from weft.rnn_layer import GATES, rnn_layer
 
-CELLS = list(GATES)
+PROJECTED = "lstm, projected"
+CELLS = [*GATES, PROJECTED]
 SIZE = (5, 4, 3, 19)
+
+
+def state_size(cell: str, hidden: int) -> int:
+    return hidden // 2 + 1 if cell == PROJECTED else hidden
 
 
 def has_cell(cell: str) -> bool:
@@ -33,14 +40,16 @@ def problem(
 ) -> dict[str, Tensor]:
     """The arguments of a layer that have a gradient, by name."""
     steps, batch, inputs, hidden = size
-    rows = GATES[cell] * hidden
-    sizes: dict[str, tuple[int, ...]] = {"x": (steps, batch, inputs), "h": (batch, hidden)}
+    rows, size_h = GATES[cell.split(",")[0]] * hidden, state_size(cell, hidden)
+    sizes: dict[str, tuple[int, ...]] = {"x": (steps, batch, inputs), "h": (batch, size_h)}
     if has_cell(cell):
         sizes["c"] = (batch, hidden)
-    sizes |= {"w_ih": (rows, inputs), "w_hh": (rows, hidden), "b_ih": (rows,), "b_hh": (rows,)}
+    sizes |= {"w_ih": (rows, inputs), "w_hh": (rows, size_h), "b_ih": (rows,), "b_hh": (rows,)}
     if "peephole" in cell:
         sizes["peephole"] = (3 * hidden,)
-    scaled = {"w_ih", "w_hh", "b_ih", "b_hh", "peephole"}
+    if cell == PROJECTED:
+        sizes["w_hr"] = (size_h, hidden)
+    scaled = {"w_ih", "w_hh", "b_ih", "b_hh", "peephole", "w_hr"}
     return {
         name: (torch.randn(s, dtype=dtype, device=device) * (hidden**-0.5 if name in scaled else 1))
         .detach()
@@ -56,23 +65,25 @@ def masks(
     steps, batch, _, hidden = size
     lengths = torch.randint(0, steps + 1, (batch,), device=device)
     lengths[0] = steps
-    states = 2 if has_cell(cell) else 1
-    draw = torch.rand(states, steps, batch, hidden, device=device)
+    widths = [state_size(cell, hidden)] + ([hidden] if has_cell(cell) else [])
+    draws = [torch.rand(steps, batch, width, device=device) for width in widths]
+    zones = tuple((draw < 0.3).to(dtype) for draw in draws)
+    dropout = (torch.rand(batch, widths[0], device=device) < 0.5).to(dtype) * 2
     return {
         "plain": {},
         "reverse": {"reverse": True},
         "lengths": {"lengths": lengths},
         "reverse lengths": {"lengths": lengths, "reverse": True},
         "resets": {"resets": torch.rand(steps, batch, device=device) < 0.4},
-        "dropout": {"dropout": (torch.rand(batch, hidden, device=device) < 0.5).to(dtype) * 2},
+        "dropout": {"dropout": dropout},
         "zoneout": {"zoneout": 0.3},
-        "zones": {"zoneout": 0.3, "zones": tuple((draw < 0.3).to(dtype))},
+        "zones": {"zoneout": 0.3, "zones": zones},
         "all": {
             "lengths": lengths,
             "resets": torch.rand(steps, batch, device=device) < 0.4,
-            "dropout": (torch.rand(batch, hidden, device=device) < 0.5).to(dtype) * 2,
+            "dropout": dropout,
             "zoneout": 0.3,
-            "zones": tuple((draw < 0.3).to(dtype)),
+            "zones": zones,
             "reverse": True,
         },
     }[kind]
@@ -100,8 +111,13 @@ def step(
     w_hh: Tensor,
     b_hh: Tensor,
     peephole: Tensor | None,
+    w_hr: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """(h', c') from the input's sums `xs`; the formulas as they are written in the papers."""
+    if cell == "gru_reset_before":
+        (xr, xz, xn), (ur, uz, un), (br, bz, bn) = (t.chunk(3, -1) for t in (xs, w_hh.t(), b_hh))
+        r, z = torch.sigmoid(xr + fed @ ur + br), torch.sigmoid(xz + fed @ uz + bz)
+        return (1 - z) * torch.tanh(xn + (r * fed) @ un + bn) + z * h, None
     hs = fed @ w_hh.t() + b_hh
     if cell == "gru":
         (xr, xz, xn), (hr, hz, hn) = xs.chunk(3, 1), hs.chunk(3, 1)
@@ -119,7 +135,8 @@ def step(
     i, f = torch.sigmoid(i + pi * c), torch.sigmoid(f + pf * c)
     new = f * c + i * torch.tanh(g)
     o = torch.sigmoid(o + po * (c if cell == "lstm_peephole_previous" else new))
-    return o * torch.tanh(new), new
+    h = o * torch.tanh(new)
+    return h if w_hr is None else h @ w_hr.t(), new
 
 
 def plain(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
@@ -136,6 +153,7 @@ def plain(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
         b_hh: Tensor,
         c: Tensor | None = None,
         peephole: Tensor | None = None,
+        w_hr: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         outputs = [torch.zeros_like(h)] * len(x)
         dropout = options["dropout"].to(x.dtype) if "dropout" in options else None
@@ -147,14 +165,14 @@ def plain(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
             fed = old[0] if dropout is None else old[0] * dropout
             xs = x[time] @ w_ih.t() + b_ih
             state = old[1] if c is not None else None
-            stepped = step(cell, xs, old[0], state, fed, w_hh, b_hh, peephole)
+            stepped = step(cell, xs, old[0], state, fed, w_hh, b_hh, peephole, w_hr)
             new = [s for s in stepped if s is not None]
             if zoneout > 0:
                 keep = [zone[time] for zone in zones] or [zoneout] * len(new)
                 new = [k * a + (1 - k) * b for k, a, b in zip(keep, old, new, strict=True)]
-            inside = torch.ones_like(h, dtype=torch.bool)
+            inside = torch.ones(len(h), 1, dtype=torch.bool, device=h.device)
             if lengths is not None:
-                inside = (time < lengths)[:, None].expand_as(h)
+                inside = (time < lengths)[:, None]
             outputs[time] = torch.where(inside, new[0], 0)
             kept = [h] if c is None else [h, c]
             kept = [torch.where(inside, a, b) for a, b in zip(new, kept, strict=True)]
@@ -169,9 +187,9 @@ def layer(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
         x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, **rest: Tensor
     ) -> tuple[Tensor, ...]:
         state = (h, rest["c"]) if "c" in rest else (h,)
-        output, final = rnn_layer(
-            cell, x, state, w_ih, w_hh, b_ih, b_hh, peephole=rest.get("peephole"), **options
-        )
+        special = {"peephole": rest.get("peephole"), "w_hr": rest.get("w_hr")}
+        name = cell.split(",")[0]
+        output, final = rnn_layer(name, x, state, w_ih, w_hh, b_ih, b_hh, **special, **options)
         return output, *final
 
     return run
@@ -201,8 +219,8 @@ def test_every_dtype(cell: str, dtype: torch.dtype, device: torch.device) -> Non
 @pytest.mark.parametrize("target", _C.available_cpu_targets())
 def test_every_cpu_target(cell: str, target: str) -> None:
     with weft.testing.cpu_target(target):
-        for size in [(2, 13, 3, 65), (3, 25, 5, 130)]:
-            options = masks(cell, "all", size, torch.float32, "cpu")
+        for size in [(2, 13, 3, 65), (2, 4, 5, 130)]:
+            options = masks(cell, "resets", size, torch.float32, "cpu")
             check_against_native(
                 layer(cell, options), plain(cell, options), **problem(cell, size, torch.float32)
             )
@@ -335,17 +353,18 @@ def test_opcheck(cell: str, device: torch.device) -> None:
     size = (3, 2, 4, 5)
     given = {n: t.detach() for n, t in problem(cell, size, device=device).items()}
     options = masks(cell, "all", size, torch.float64, device)
-    names = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh", "peephole")
+    names = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh", "peephole", "w_hr")
     tensors = [given.get(name) for name in names]
     zones = (*options["zones"], None)[:2]
-    how = (options["lengths"], options["resets"], options["dropout"], *zones, 0.3, cell, True)
+    how = (options["lengths"], options["resets"], options["dropout"], *zones, 0.3)
+    how = (*how, cell.split(",")[0], True)
     ops, kinds = torch.ops.weft, ("test_schema", "test_faketensor")
     for keep in (True, False):
         torch.library.opcheck(ops.rnn_layer, (*tensors, *how, keep), test_utils=kinds)
     output, h_n, c_n, cells, gates = ops.rnn_layer(*tensors, *how, True)
     grads = (output, h_n, c_n if has_cell(cell) else None)
     wanted = [t is not None for t in tensors]
-    arguments = (*grads, *tensors[:5], tensors[7], output, cells, gates, *how, wanted)
+    arguments = (*grads, *tensors[:5], *tensors[7:], output, cells, gates, *how, wanted)
     torch.library.opcheck(ops.rnn_layer_gradients, arguments, test_utils=kinds)
     second = (*tensors, *grads, *tensors, *how, [True, True, has_cell(cell), *wanted])
     torch.library.opcheck(ops.rnn_layer_double_backward, second, test_utils=kinds)
@@ -359,6 +378,49 @@ def test_compile(cell: str, device: torch.device) -> None:
     compiled = torch.compile(layer(cell, options), backend="aot_eager", fullgraph=True)
     arguments = problem(cell, size, torch.float32, device)
     check_against_native(compiled, plain(cell, options), **arguments)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_compiled_graphs_do_not_grow_with_steps(cell: str) -> None:
+    def nodes(steps: int) -> list[int]:
+        counts: list[int] = []
+
+        def count(module: Any, _: Any) -> Any:
+            counts.append(len(module.graph.nodes))
+            return make_boxed_func(module.forward)
+
+        torch._dynamo.reset()
+        size = (steps, 2, 3, 4)
+        options = masks(cell, "all", size, torch.float32, "cpu")
+        run = torch.compile(
+            layer(cell, options),
+            backend=aot_autograd(fw_compiler=count, bw_compiler=count),
+            fullgraph=True,
+            dynamic=False,
+        )
+        run(**problem(cell, size, torch.float32))[0].sum().backward()
+        return counts
+
+    assert len(nodes(10)) == 2
+    assert nodes(10) == nodes(100)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_func_grad_and_vmap(cell: str, device: torch.device) -> None:
+    size = (3, 2, 2, 3)
+    given = {n: t.detach() for n, t in problem(cell, size, device=device).items()}
+    options = {"resets": torch.rand(3, 2, device=device) < 0.4, "zoneout": 0.2}
+
+    def gradient(function: Callable[..., Any], x: Tensor) -> Tensor:
+        def loss(w: Tensor) -> Tensor:
+            return function(**given | {"x": x, "w_hh": w})[0].square().sum()
+
+        return torch.func.grad(loss)(given["w_hh"])
+
+    inputs = torch.randn(2, *size[:3], dtype=torch.float64, device=device)
+    found = torch.func.vmap(lambda x: gradient(layer(cell, options), x))(inputs)
+    expected = [gradient(plain(cell, options), x) for x in inputs]
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -387,7 +449,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("LSTM", {"peephole": "standard"}),
     ("LSTM", {"peephole": "previous", "zoneout": 0.2}),
     ("LSTM", {"coupled_gates": True, "recurrent_dropout": 0.3}),
+    ("LSTM", {"proj_size": 2, "peephole": "standard", "zoneout": 0.2, "recurrent_dropout": 0.3}),
+    ("LSTM", {"proj_size": 2, "coupled_gates": True}),
     ("GRU", {"zoneout": 0.2, "recompute": True}),
+    ("GRU", {"reset_after": False}),
     ("RNN", {"zoneout": 0.2, "recurrent_dropout": 0.3}),
 ]
 
@@ -482,7 +547,7 @@ def test_errors(device: torch.device) -> None:
             "exclude each other",
             lambda: weft.nn.LSTM(3, 5, peephole="previous", coupled_gates=True),
         ),
-        (ValueError, "proj_size", lambda: weft.nn.LSTM(3, 5, proj_size=2, zoneout=0.1)),
+        (ValueError, "proj_size", lambda: weft.nn.LSTM(3, 5, proj_size=5)),
         (ValueError, "zoneout should be", lambda: weft.nn.GRU(3, 5, zoneout=1.5)),
         (ValueError, "recurrent_dropout should", lambda: weft.nn.RNN(3, 5, recurrent_dropout=-1)),
         (RuntimeError, "dtype int64", lambda: lstm(x, lengths=ints(1, 2).int())),

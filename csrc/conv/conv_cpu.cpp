@@ -1,54 +1,47 @@
-// Convolution on CPU: contiguous tensors as flat planes (conv_planes.h), or, where depthwise, by
-// conv_rows.h and conv_rows_wgrad.h; channels-last ones pixel by pixel (conv_pixels.h), or, where
-// depthwise, by conv_depthwise.h. Contiguous ones of enough channels for vectors along them take
-// the way of conv_layout.h.
-#include "conv/conv.h"
-#include "conv/conv_depthwise.h"
-#include "conv/conv_layout.h"
-#include "conv/conv_pixels.h"
-#include "conv/conv_planes.h"
-#include "conv/conv_rows.h"
-#include "conv/conv_rows_wgrad.h"
+// Convolution on CPU: which kernel a problem takes.
+//
+// fprop and dgrad are a tile product of pixels (conv_product.h), which reads and writes both
+// layouts; wgrad goes pixel by pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies
+// (conv_layout_wgrad.h). Contiguous ones of few channels stay flat planes (conv_planes.h).
+// Depthwise ones have kernels of their own: conv_rows.h and, channels-last, conv_depthwise.h.
+#include "conv/conv_cpu.h"
+#include "conv/conv_bias_grad.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-template <class T>
-void gather(const ConvProblem& p, const Gather& g, const void* src, const void* w, const void* bias,
-            void* dst, const Context& context) {
-  const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_gather<T> : gather_pixels<T>)
-                   : p.c == 1 && p.k == 1         ? gather_rows<T>
-                   : least(p.c, p.k) >= kLanes<T> ? gather_transposed<T>
-                                                  : gather_planes<T>;
-  run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
-      static_cast<T*>(dst), context);
+// Contiguous tensors without a channel that a vector would run along.
+bool is_depthwise(const ConvProblem& p) {
+  return p.c == 1 && p.k == 1 && (p.groups > 1 || !p.channels_last);
+}
+
+// Whether a side of so many channels fills vectors of the accumulation type.
+bool fills_vectors(const ConvProblem& p, int64_t channels) {
+  return channels >= (p.dtype == DType::f64 ? kLanes<double> : kLanes<float>);
+}
+
+ConvGather* gather_of(const ConvProblem& p, int64_t dst_channels) {
+  if (is_depthwise(p)) return conv_depthwise_gather;
+  return p.channels_last || fills_vectors(p, dst_channels) ? conv_product_gather
+                                                           : conv_planes_gather;
 }
 
 void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                   const Context& context) {
-  dispatch_dtype(p.dtype, [&](auto tag) {
-    gather<typename decltype(tag)::type>(p, fprop_gather(p), x, w, bias, y, context);
-  });
+  gather_of(p, p.k)(p, false, x, w, bias, y, context);
 }
 
 void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
-  dispatch_dtype(p.dtype, [&](auto tag) {
-    gather<typename decltype(tag)::type>(p, dgrad_gather(p), gy, w, bias, gx, context);
-  });
+  gather_of(p, p.c)(p, true, gy, w, bias, gx, context);
 }
 
 void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
-  dispatch_dtype(p.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const bool wide = most(p.c, p.k) >= kLanes<T>;
-    const auto run = p.channels_last ? (is_depthwise(p) ? depthwise_wgrad<T> : wgrad_pixels<T>)
-                     : p.c == 1 && p.k == 1 ? wgrad_rows<T>
-                     : wide                 ? wgrad_transposed<T>
-                                            : wgrad_planes<T>;
-    run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
-  });
+  ConvWgrad* const run = is_depthwise(p) ? conv_depthwise_wgrad
+                         : p.channels_last || fills_vectors(p, most(p.c, p.k)) ? conv_product_wgrad
+                                                                               : conv_planes_wgrad;
+  run(p, x, gy, gw, context);
 }
 
 void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Context& context) {

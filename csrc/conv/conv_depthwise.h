@@ -26,8 +26,6 @@ inline constexpr int kDepthwiseVectors = 2;
 #endif
 inline constexpr int kDepthwisePlaces = 4;
 
-inline bool is_depthwise(const ConvProblem& p) { return p.c == 1 && p.k == 1 && p.groups > 1; }
-
 // Calls body(Count<vectors>, Count<whole>, first channel) over all channels; only a last single
 // vector may not be whole.
 template <class T, class Body>

@@ -61,6 +61,21 @@ inline Range sources_of(const Window& window, int64_t begin, int64_t end, int64_
   return first < last ? Range{first, last} : Range{0, 0};
 }
 
+// Destination positions first, first + step, ... of an axis.
+struct AxisPhase {
+  int64_t first;
+  int64_t step;
+  int64_t count;
+};
+
+inline AxisPhase axis_phase(const Window& w, int64_t begin, int64_t end, int64_t phase,
+                            bool transposed) {
+  if (!transposed) return {begin, 1, end - begin};
+  const int64_t offset = (phase - w.padding - begin) % w.stride;
+  const int64_t first = begin + (offset < 0 ? offset + w.stride : offset);
+  return {first, w.stride, first < end ? ceil_div(end - first, w.stride) : 0};
+}
+
 // Sums are taken of about so many products at a time, then added: shorter chains of additions round
 // less.
 inline constexpr int64_t kTerms = 32;
@@ -79,6 +94,14 @@ inline Range columns_inside(const Window& w, int64_t offset, int64_t in, int64_t
 inline int64_t image_chunks(int64_t images, int64_t tasks_per_chunk) {
   constexpr int64_t kTasks = 16;
   return most(1, least(images, ceil_div(kTasks, most(tasks_per_chunk, 1))));
+}
+
+// Images go a few at a time: they stay in the cache while all places go through them, and copies of
+// them are small.
+inline int64_t images_at_a_time(int64_t images, int64_t elements) {
+  constexpr int64_t kElements = 1 << 20;
+  const int64_t count = most(1, kElements / most(elements, 1));
+  return least(images, round_up(count, 2));  // which weight gradients take in pairs
 }
 
 // Calls body(Count<n>, first) over [0, count) in steps of at most kMax.
@@ -113,35 +136,17 @@ WEFT_INLINE void in_steps(int64_t count, const Body& body) {
   }
 }
 
-// The same in steps that differ by at most one: no short last one, which would keep the FMA units
-// waiting.
-template <int kMax, class Body>
-WEFT_INLINE void in_even_steps(int64_t count, const Body& body) {
-  static_assert(kMax == 6);
-  for (int64_t i = 0; i < count;) {
-    const int64_t left = count - i;
-    const int64_t step = ceil_div(left, ceil_div(left, kMax));
-    switch (step) {
-      case 6:
-        body(Count<6>{}, i);
-        break;
-      case 5:
-        body(Count<5>{}, i);
-        break;
-      case 4:
-        body(Count<4>{}, i);
-        break;
-      case 3:
-        body(Count<3>{}, i);
-        break;
-      case 2:
-        body(Count<2>{}, i);
-        break;
-      default:
-        body(Count<1>{}, i);
-    }
-    i += step;
-  }
+// The first `count` elements, of which a vector takes what it holds.
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> load_lanes(const T* address, int64_t count) {
+  return count >= kLanes<T> ? load_vec(address) : load_part(address, static_cast<int>(count));
+}
+template <class T>
+WEFT_INLINE void store_lanes(T* address, Vec<accumulate_t<T>> value, int64_t count) {
+  if (count >= kLanes<T>)
+    store_vec(address, value);
+  else
+    store_part(address, value, static_cast<int>(count));
 }
 
 template <class T>
@@ -151,6 +156,15 @@ void copy_row(accumulate_t<T>* out, const T* in, int64_t count) {
   if (i < count)
     store_part(out + i, load_part(in + i, static_cast<int>(count - i)),
                static_cast<int>(count - i));
+}
+
+template <class T>
+void copy_rows(accumulate_t<T>* out, const T* in, int64_t count, const Context& context) {
+  constexpr int64_t kBlock = 4096;
+  parallel_for(context, ceil_div(count, kBlock), 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * kBlock;
+    copy_row(out + first, in + first, least(end * kBlock, count) - first);
+  });
 }
 
 // A tensor in the accumulation type: itself, or a widened copy of half elements.
@@ -165,11 +179,7 @@ class Widened {
     if constexpr (kCopies) {
       copy_.resize(count);
       data_ = copy_.data();
-      constexpr int64_t kBlock = 4096;
-      parallel_for(context, ceil_div(count, kBlock), 1, [&](int64_t begin, int64_t end) {
-        const int64_t first = begin * kBlock;
-        copy_row(copy_.data() + first, data + first, least(end * kBlock, count) - first);
-      });
+      copy_rows(copy_.data(), data, count, context);
     }
   }
   const Acc* data() const { return data_; }
@@ -177,6 +187,16 @@ class Widened {
  private:
   Scratch<Acc> copy_;
   const Acc* data_;
+};
+
+// Integers as wide as an element: lanes of a mask.
+template <class Acc>
+struct LaneMask {
+  using type = int32_t;
+};
+template <>
+struct LaneMask<double> {
+  using type = int64_t;
 };
 
 template <class Acc>

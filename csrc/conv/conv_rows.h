@@ -10,7 +10,8 @@
 // whose loads, one a product, cross cache lines; they remain for planes of several channels.
 #pragma once
 
-#include "conv/conv_planes.h"
+#include "conv/conv_activation.h"
+#include "conv/conv_bands.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -167,28 +168,26 @@ void row_tile(const ColumnTap* taps, int64_t count, const Acc* source, int64_t p
   Vec<Acc> sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec<Acc>{} + start;
-  // Places of one column whose source rows start at `from`, `shift` elements past an aligned
-  // vector.
-  const auto add = [&](auto n, const Acc* from, int64_t shift, const Acc* by)
-                       __attribute__((always_inline)) {
-                         constexpr int kPlaces = decltype(n)::value;
-                         const ShiftedLoad<Acc> load(shift);
-                         Vec<Acc> weight[kPlaces];
+  const auto add = [&](auto n, const ColumnTap& tap) __attribute__((always_inline)) {
+    constexpr int kPlaces = decltype(n)::value;
+    const Acc* const from = source + tap.source;
+    const ShiftedLoad<Acc> load(tap.shift);
+    Vec<Acc> weight[kPlaces];
 #pragma GCC unroll 8
-                         for (int j = 0; j < kPlaces; ++j) weight[j] = Vec<Acc>{} + by[j];
+    for (int j = 0; j < kPlaces; ++j) weight[j] = Vec<Acc>{} + weights[tap.weights + j];
 #pragma GCC unroll 16
-                         for (int s = 0; s < kRows + kPlaces - 1; ++s) {
-                           Vec<Acc> x[kVectors];
-                           load(from + s * pitch, x);
+    for (int s = 0; s < kRows + kPlaces - 1; ++s) {
+      Vec<Acc> x[kVectors];
+      load(from + s * pitch, x);
 #pragma GCC unroll 8
-                           for (int j = 0; j < kPlaces; ++j) {
-                             const int r = s - j;
-                             if (r < 0 || r >= kRows) continue;
+      for (int j = 0; j < kPlaces; ++j) {
+        const int r = s - j;
+        if (r < 0 || r >= kRows) continue;
 #pragma GCC unroll 8
-                             for (int v = 0; v < kVectors; ++v) sum[r][v] += weight[j] * x[v];
-                           }
-                         }
-                       };
+        for (int v = 0; v < kVectors; ++v) sum[r][v] += weight[j] * x[v];
+      }
+    }
+  };
   int64_t terms = 0;
   bool first = true;
   const auto put = [&]() __attribute__((always_inline)) {
@@ -208,7 +207,7 @@ void row_tile(const ColumnTap* taps, int64_t count, const Acc* source, int64_t p
     constexpr int kPlaces = decltype(places)::value;
     for (; tap != end && tap->places == kPlaces && terms < 2 * kTerms; ++tap) {
       if (tap->rows.begin >= row + kRows || tap->rows.end <= row) continue;
-      add(places, source + tap->source, tap->shift, weights + tap->weights);
+      add(places, *tap);
       terms += kPlaces;
     }
   };

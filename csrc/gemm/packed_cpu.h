@@ -23,38 +23,53 @@ constexpr int kTileAccumulators = 24;
 constexpr int kTileAccumulators = 12;
 #endif
 template <int Vectors>
-constexpr int kTileRows = kTileAccumulators / Vectors;
+constexpr int kTileRows = Vectors == 1 ? 12 : kTileAccumulators / Vectors;
 
-// out[r] (+)= sum over k of a[r][k] times the panel's row k; `out` has Vectors vectors a row.
-// `kPairs`: of words instead of numbers, see pairs_cpu.h.
+// Products that are added up before their sums are stored: product i is of rows a[i * a_step + r],
+// from their term `first` on, and of the panel that begins at panels[i].
+template <class Acc>
+struct PackedBatch {
+  const Acc* const* a;
+  int64_t a_step;
+  const Acc* const* panels;
+  int64_t count;
+  int64_t first;
+  int64_t k;  // terms of each product
+};
+
+// out[r] (+)= sum over the batch and k of a[r][k] times the panel's row k; `out` has Vectors
+// vectors a row. `kPairs`: of words instead of numbers, see pairs_cpu.h.
 template <bool kPairs, int Rows, int Vectors, class Acc>
-__attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, const Acc* panel,
-                                           int64_t k, bool add, Acc* const* out) {
+__attribute__((noinline)) void packed_tile(const PackedBatch<Acc>& batch, bool add,
+                                           Acc* const* out) {
   using V = Vec<Acc>;
   constexpr int kLane = kLanes<Acc>;
-  const Acc* row[Rows];
   V sum[Rows][Vectors] = {};
+  for (int64_t product = 0; product < batch.count; ++product) {
+    const Acc* row[Rows];
 #pragma GCC unroll 12
-  for (int r = 0; r < Rows; ++r) row[r] = a[r] + first;
-  for (int64_t i = 0; i < k; ++i) {
-    V value[Vectors];
+    for (int r = 0; r < Rows; ++r) row[r] = batch.a[product * batch.a_step + r] + batch.first;
+    const Acc* const panel = batch.panels[product];
+    for (int64_t i = 0; i < batch.k; ++i) {
+      V value[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLane);
+      for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLane);
 #pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) {
-      const auto scale = [&]() __attribute__((always_inline)) {
-        if constexpr (kPairs) {
-          return broadcast_word(row[r] + i);
-        } else {
-          return row[r][i];
-        }
-      }();
+      for (int r = 0; r < Rows; ++r) {
+        const auto scale = [&]() __attribute__((always_inline)) {
+          if constexpr (kPairs) {
+            return broadcast_word(row[r] + i);
+          } else {
+            return row[r][i];
+          }
+        }();
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        if constexpr (kPairs) {
-          add_pairs(sum[r][v], scale, value[v]);
-        } else {
-          sum[r][v] += scale * value[v];
+        for (int v = 0; v < Vectors; ++v) {
+          if constexpr (kPairs) {
+            add_pairs(sum[r][v], scale, value[v]);
+          } else {
+            sum[r][v] += scale * value[v];
+          }
         }
       }
     }
@@ -70,26 +85,31 @@ __attribute__((noinline)) void packed_tile(const Acc* const* a, int64_t first, c
 }
 
 template <bool kPairs, int Rows, int Vectors, class Acc>
-WEFT_INLINE void packed_tile_of(int rows, const Acc* const* a, int64_t first, const Acc* panel,
-                                int64_t k, bool add, Acc* const* out) {
+WEFT_INLINE void packed_tile_of(int rows, const PackedBatch<Acc>& batch, bool add,
+                                Acc* const* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows)
-      return packed_tile_of<kPairs, Rows - 1, Vectors>(rows, a, first, panel, k, add, out);
+    if (rows < Rows) return packed_tile_of<kPairs, Rows - 1, Vectors>(rows, batch, add, out);
   }
-  packed_tile<kPairs, Rows, Vectors>(a, first, panel, k, add, out);
+  packed_tile<kPairs, Rows, Vectors>(batch, add, out);
 }
 
-// One block of kDepth terms for any number of rows, cut into tiles of nearly equal height.
-template <int Vectors, bool kPairs = false, class Acc>
-void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* panel, int64_t k,
-                  bool add, Acc* const* out) {
+// A batch for any number of rows, cut into tiles of nearly equal height.
+template <int Vectors, bool kPairs, class Acc>
+void packed_batch(PackedBatch<Acc> batch, int64_t rows, bool add, Acc* const* out) {
   constexpr int kMost = kTileRows<Vectors>;
   while (rows > 0) {
     const int64_t tiles = (rows + kMost - 1) / kMost;
     const auto take = static_cast<int>((rows + tiles - 1) / tiles);
-    packed_tile_of<kPairs, kMost, Vectors>(take, a, first, panel, k, add, out);
-    a += take, out += take, rows -= take;
+    packed_tile_of<kPairs, kMost, Vectors>(take, batch, add, out);
+    batch.a += take, out += take, rows -= take;
   }
+}
+
+// One block of kDepth terms for any number of rows.
+template <int Vectors, bool kPairs = false, class Acc>
+void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* panel, int64_t k,
+                  bool add, Acc* const* out) {
+  packed_batch<Vectors, kPairs>(PackedBatch<Acc>{a, 0, &panel, 1, first, k}, rows, add, out);
 }
 
 // All of K: out[r] = (add ? out[r] : 0) + the products of a[r] and the panel.

@@ -6,9 +6,9 @@
 //                     reversed layer begins at step T - 1, so a row's state stays the initial one
 //                     down to its own last step.
 //   `resets` [T, B]   where true, the step starts from zeros, and no gradient passes it.
-//   `dropout` [B, H]  multiplies the state as the product with W_hh sees it, the same at all steps.
+//   `dropout` [B, S]  multiplies the state as the product with W_hh sees it, the same at all steps.
 //   zoneout           a state z of old and 1 - z of new: z is 0 or 1 from `zone_h`, `zone_c`
-//                     [T, B, H], or where those are null the problem's `zoneout` itself.
+//                     [T, B, S], [T, B, H], or where those are null the problem's `zoneout` itself.
 //
 // Everything may be run on dual numbers (cell_math.h): each tensor then comes with its derivative.
 // The gradient of <u, backward(g)> is found so: forward in the direction u gives the part of g, and
@@ -28,6 +28,7 @@ enum class LayerCell : uint8_t {
   lstm_peephole_previous,  // all gates see the old one
   lstm_coupled,
   gru,
+  gru_reset_before,
   tanh,
   relu
 };
@@ -35,9 +36,10 @@ enum class LayerCell : uint8_t {
 struct LayerProblem {
   DType dtype = DType::f32;
   LayerCell cell = LayerCell::lstm;
-  int64_t steps = 0;   // T
-  int64_t batch = 0;   // B
-  int64_t hidden = 1;  // H
+  int64_t steps = 0;       // T
+  int64_t batch = 0;       // B
+  int64_t hidden = 1;      // H
+  int64_t projection = 0;  // P; zero: none
   bool reverse = false;
   double zoneout = 0;
   bool dual = false;  // float32 and float64 only
@@ -46,14 +48,23 @@ struct LayerProblem {
   constexpr bool has_peephole() const {
     return cell == LayerCell::lstm_peephole || cell == LayerCell::lstm_peephole_previous;
   }
+  constexpr bool is_gru() const {
+    return cell == LayerCell::gru || cell == LayerCell::gru_reset_before;
+  }
+  // A second product within a step: U_n (r h), or the projection.
+  constexpr bool has_inner() const { return projection > 0 || cell == LayerCell::gru_reset_before; }
   constexpr bool is_elman() const { return cell >= LayerCell::tanh; }
   // Rows of W_hh for one unit: the sums of a step.
   constexpr int64_t gates() const {
-    return is_elman() ? 1 : cell == LayerCell::gru || cell == LayerCell::lstm_coupled ? 3 : 4;
+    if (is_elman()) return 1;
+    return is_gru() || cell == LayerCell::lstm_coupled ? 3 : 4;
   }
   // What a step keeps of one unit for backward.
   constexpr int64_t kept() const { return cell == LayerCell::gru ? 4 : gates(); }
   constexpr int64_t units() const { return batch * hidden; }
+  // The size of h, S: P where there is a projection, else H.
+  WEFT_HD constexpr int64_t state() const { return projection > 0 ? projection : hidden; }
+  constexpr int64_t states() const { return batch * state(); }
   // The time of the s-th step.
   WEFT_HD constexpr int64_t time(int64_t s) const { return reverse ? steps - 1 - s : s; }
 };
@@ -75,45 +86,51 @@ struct NumbersOut {
 struct LayerMasks {
   const int64_t* lengths = nullptr;  // [B]
   const bool* resets = nullptr;      // [T, B]
-  const void* dropout = nullptr;     // [B, H]
-  const void* zone_h = nullptr;      // [T, B, H]
+  const void* dropout = nullptr;     // [B, S]
+  const void* zone_h = nullptr;      // [T, B, S]
   const void* zone_c = nullptr;      // [T, B, H]
 };
 
 struct LayerForward {
-  Numbers h0;        // [B, H]
+  Numbers h0;        // [B, S]
   Numbers c0;        // [B, H]; cells with c only
-  Numbers w_hh;      // [gates * H, H]
+  Numbers w_hh;      // [gates * H, S]
+  Numbers w_hr;      // [P, H]; with a projection only
   Numbers b_ih;      // [gates * H] or null
   Numbers b_hh;      // [gates * H] or null
   Numbers peephole;  // [3 * H]
   LayerMasks masks;
   Numbers sums;            // wide [T, B, ...]: W_ih x; may be the memory of `gates`
-  int64_t sums_row;        // elements from one row of sums to the next
-  NumbersOut output;       // [T, B, H]
-  NumbersOut h_n;          // [B, H]
+  int64_t sums_row = 0;    // elements from one row of sums to the next
+  NumbersOut output;       // [T, B, S]
+  NumbersOut h_n;          // [B, S]
   NumbersOut c_n;          // [B, H]; cells with c only
   NumbersOut cells;        // [T, B, H]; cells with c only; not written if null
   NumbersOut gates;        // [T, B, kept, H]; not written if null
-  NumbersOut states;       // [2, B, H]; work memory of CUDA targets
+  NumbersOut states;       // [2, B, S]; work memory of CUDA targets
   NumbersOut cell_states;  // [2, B, H]; the same, cells with c only
+  NumbersOut inner;        // [2, B, H]; the same, with an inner product only
 };
 
 struct LayerBackward {
-  Numbers grad_output;  // [T, B, H] or null
+  Numbers grad_output;  // [T, B, S] or null
   Numbers gates;        // [T, B, kept, H]
   Numbers cells;        // [T, B, H]; cells with c only
   Numbers c0;           // [B, H]; cells with c only
-  Numbers h_before;     // [T, B, H], the state before each step; GRU
-  Numbers w_hh;         // [gates * H, H]
+  Numbers h_before;     // [T, B, H], the state before each step; both GRU
+  Numbers w_hh;         // [gates * H, S]
+  Numbers w_hr;         // [P, H]; with a projection only
   Numbers peephole;     // [3 * H]
   LayerMasks masks;
   NumbersOut grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih
   NumbersOut grad_hidden_sums;  // the same of W_hh h + b_hh; GRU only, elsewhere they are equal
-  NumbersOut grad_h;            // wide [B, H]: in, of the last state; out, of the first
-  NumbersOut grad_c;            // the same of c; cells with c only
+  NumbersOut grad_h;            // wide [B, S]: in, of the last state; out, of the first
+  NumbersOut grad_c;            // the same of c, [B, H]; cells with c only
   NumbersOut grad_peephole;     // wide [B, 3, H]: in, zeros; out, the sum over the steps
-  NumbersOut direct;            // wide [B, H]; work memory of CUDA targets
+  NumbersOut grad_projected;    // [T, B, P]: of W_hr's product; with a projection only
+  NumbersOut unprojected;       // [T, B, H]: its other factor, o tanh(c)
+  NumbersOut direct;            // wide [B, S]; work memory of CUDA targets
+  NumbersOut inner;             // wide [B, H]; the same, with an inner product only
 };
 
 struct LayerKernels {

@@ -11,33 +11,37 @@ struct BackwardOperands {
   using Acc = accumulate_t<T>;
   const LayerProblem& p;
   const LayerBackward& t;
-  NumbersOut sums;  // [2, B, gates * H] where T is not wide
+  NumbersOut sums;       // [2, B, gates * H] where T is not wide
+  NumbersOut projected;  // [B, P] where T is not wide
 
-  int64_t state(const At& at) const { return at.row * p.hidden + at.unit; }
-  int64_t whole(const At& at, int64_t columns = 1) const {
-    return (at.time * p.batch + at.row) * columns * p.hidden + at.unit;
+  int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
+  int64_t state(const At& at) const { return at.row * p.state() + at.unit; }
+  int64_t whole(const At& at, int64_t width) const {
+    return (at.time * p.batch + at.row) * width + at.unit;
   }
   const NumbersOut& hidden_sums() const {
     return t.grad_hidden_sums.value ? t.grad_hidden_sums : t.grad_sums;
   }
-  // What the product reads: the gradients themselves, or a wide copy of this step's.
+  // What a product reads: gradients themselves, or a wide copy of this step's.
+  static constexpr bool kWide = sizeof(T) == sizeof(Acc);
   Numbers fed(int64_t time) const {
-    const bool wide = sizeof(T) == sizeof(Acc);
-    const Numbers from = wide ? hidden_sums() : sums;
-    const int64_t offset = (wide ? time : time % 2) * p.batch * p.gates() * p.hidden;
-    return {static_cast<const Acc*>(from.value) + offset,
-            from.derivative ? static_cast<const Acc*>(from.derivative) + offset : nullptr};
+    return part<Acc>(kWide ? hidden_sums() : sums,
+                     (kWide ? time : time % 2) * p.batch * p.gates() * p.hidden);
+  }
+  Numbers fed_projected(int64_t time) const {
+    return part<Acc>(kWide ? t.grad_projected : projected,
+                     (kWide ? time : 0) * p.batch * p.projection);
   }
   template <class M>
   WEFT_INLINE void store_sum(const At& at, int gate, typename M::Number of_x,
                              typename M::Number of_h) const {
-    const int64_t place = whole(at, p.gates()) + gate * p.hidden;
+    const int64_t row = (at.time * p.batch + at.row) * p.gates() + gate;
+    const int64_t place = row * p.hidden + at.unit;
     store_number<M, T>(t.grad_sums, place, of_x, at.count);
     if (t.grad_hidden_sums.value) store_number<M, T>(t.grad_hidden_sums, place, of_h, at.count);
-    if constexpr (sizeof(T) != sizeof(Acc)) {
-      const int64_t row = (at.time % 2 * p.batch + at.row) * p.gates() + gate;
-      store_units(static_cast<Acc*>(sums.value) + row * p.hidden + at.unit, rounded<T>(of_h),
-                  at.count);
+    if constexpr (!kWide) {
+      const int64_t held = (at.time % 2 * p.batch + at.row) * p.gates() + gate;
+      store_number<M, Acc>(sums, held * p.hidden + at.unit, rounded<T>(of_h), at.count);
     }
   }
   // c before the step.
@@ -45,58 +49,120 @@ struct BackwardOperands {
   WEFT_INLINE typename M::Number c_before(const At& at) const {
     if (at.fresh) return typename M::Number{};
     const int64_t before = at.time + (p.reverse ? 1 : -1);
-    if (before < 0 || before >= p.steps) return load_number<M, T>(t.c0, state(at), at.count);
+    if (before < 0 || before >= p.steps) return load_number<M, T>(t.c0, cell(at), at.count);
     return load_number<M, T>(t.cells, (before * p.batch + at.row) * p.hidden + at.unit, at.count);
+  }
+  template <class M>
+  WEFT_INLINE typename M::Number kept(const At& at, int count, int i) const {
+    const int64_t row = (at.time * p.batch + at.row) * count + i;
+    return load_number<M, T>(t.gates, row * p.hidden + at.unit, at.count);
+  }
+  // Adds what has come through a product with the state.
+  template <class M>
+  WEFT_INLINE void add_to_state(const At& at, typename M::Number grad) const {
+    if (const void* dropout = t.masks.dropout)
+      grad = load_units(static_cast<const T*>(dropout) + state(at), at.count) * grad;
+    const auto before = load_number<M, Acc>(t.grad_h, state(at), at.count);
+    store_number<M, Acc>(t.grad_h, state(at), before + grad, at.count);
   }
 };
 
-// Gradients of the sums of one vector of units; leaves in grad_h what does not go through them.
-template <class Cell, class M, class T>
-WEFT_INLINE void step_back(const BackwardOperands<T>& o, const At& at) {
+// The gradient of a new state before zoneout; `zoned` takes what passes on to the old one.
+template <class M, class T>
+WEFT_INLINE typename M::Number state_gradient(const BackwardOperands<T>& o, const At& at,
+                                              typename M::Number& zoned) {
+  using N = typename M::Number;
+  const N grad = load_number<M, accumulate_t<T>>(o.t.grad_h, o.state(at), at.count) +
+                 load_number<M, T>(o.t.grad_output, o.whole(at, o.p.state()), at.count);
+  if (o.p.zoneout == 0) return grad;
+  const auto z = zone<T>(o.p, o.t.masks.zone_h, o.p.state(), at);
+  zoned = z * grad;
+  return (1 - z) * grad;
+}
+
+// Before the inner product with W_hr.
+template <class M, class T>
+__attribute__((noinline)) void project_back(const BackwardOperands<T>& o, const At& at) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
-  const int64_t state = o.state(at), hidden = o.p.hidden;
+  N zoned = {};
+  const N grad = state_gradient<M>(o, at, zoned);
+  store_number<M, Acc>(o.t.grad_h, o.state(at), at.fresh ? N{} : zoned, at.count);
+  store_number<M, T>(o.t.grad_projected, o.whole(at, o.p.projection), grad, at.count);
+  if constexpr (!BackwardOperands<T>::kWide)
+    store_number<M, Acc>(o.projected, o.state(at), rounded<T>(grad), at.count);
+}
+
+// After the inner product with U_n, whose gradient of r h is `grad`.
+template <class Cell, class M, class T>
+__attribute__((noinline)) void reset_back(const BackwardOperands<T>& o, const At& at,
+                                          typename M::Number grad) {
+  using N = typename M::Number;
+  N h = load_number<M, T>(o.t.h_before, o.whole(at, o.p.hidden), at.count);
+  if (const void* dropout = o.t.masks.dropout)
+    h = load_units(static_cast<const T*>(dropout) + o.state(at), at.count) * h;
+  const auto r = Cell::template first_backward<M>(o.template kept<M>(at, Cell::kKept, 0), h, grad);
+  o.template store_sum<M>(at, 0, r.x[0], r.x[0]);
+  o.template add_to_state<M>(at, r.h);
+}
+
+// Gradients of the sums of one vector of units; leaves in grad_h what does not go through them.
+// With a projection `grad` is the gradient of the unprojected state. Not inlined: it is called from
+// many places, and long.
+template <class Cell, class M, class T>
+__attribute__((noinline)) void step_back(const BackwardOperands<T>& o, const At& at,
+                                         typename M::Number grad) {
+  using Acc = accumulate_t<T>;
+  using N = typename M::Number;
+  const int64_t hidden = o.p.hidden;
   BackwardArguments<N> s = {};
-  s.grad_h = load_number<M, Acc>(o.t.grad_h, state, at.count) +
-             load_number<M, T>(o.t.grad_output, o.whole(at), at.count);
-  for (int i = 0; i < Cell::kKept; ++i)
-    s.kept[i] = load_number<M, T>(o.t.gates, o.whole(at, Cell::kKept) + i * hidden, at.count);
+  N zoned_h = {}, zoned_c = {};
+  s.grad_h = o.p.projection > 0 ? grad : state_gradient<M>(o, at, zoned_h);
+  for (int i = 0; i < Cell::kKept; ++i) s.kept[i] = o.template kept<M>(at, Cell::kKept, i);
   if constexpr (Cell::kHasCell) {
     s.c = o.template c_before<M>(at);
-    s.grad_c = load_number<M, Acc>(o.t.grad_c, state, at.count);
-    s.next_c = load_number<M, T>(o.t.cells, o.whole(at), at.count);
+    s.grad_c = load_number<M, Acc>(o.t.grad_c, o.cell(at), at.count);
+    s.next_c = load_number<M, T>(o.t.cells, o.whole(at, hidden), at.count);
+    if (o.p.zoneout > 0) {
+      const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
+      zoned_c = z * s.grad_c;
+      s.grad_c = (1 - z) * s.grad_c;
+      s.next_c = Cell::template cell_after<M>(s.kept, s.c);
+    }
   }
-  if constexpr (Cell::kTwoSums) s.h = load_number<M, T>(o.t.h_before, o.whole(at), at.count);
+  if constexpr (Cell::kTwoSums || Cell::kResetBefore)
+    s.h = load_number<M, T>(o.t.h_before, o.whole(at, hidden), at.count);
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i)
       s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + at.unit, at.count);
   }
-  N zoned_h = {}, zoned_c = {};
-  if (o.p.zoneout > 0) {
-    const auto z = zone<T>(o.p, o.t.masks.zone_h, at);
-    zoned_h = z * s.grad_h;
-    s.grad_h = (1 - z) * s.grad_h;
-    if constexpr (Cell::kHasCell) {
-      const auto zc = zone<T>(o.p, o.t.masks.zone_c, at);
-      zoned_c = zc * s.grad_c;
-      s.grad_c = (1 - zc) * s.grad_c;
-      s.next_c = Cell::template cell_after<M>(s.kept, s.c);
-    }
-  }
   const BackwardResults<N> r = Cell::template backward<M>(s);
   for (int g = 0; g < Cell::kGates; ++g)
     o.template store_sum<M>(at, g, r.x[g], Cell::kTwoSums ? r.q[g] : r.x[g]);
-  store_number<M, Acc>(o.t.grad_h, state, at.fresh ? N{} : r.h + zoned_h, at.count);
-  if constexpr (Cell::kHasCell)
-    store_number<M, Acc>(o.t.grad_c, state, at.fresh ? N{} : r.c + zoned_c, at.count);
+  if (o.p.projection == 0)
+    store_number<M, Acc>(o.t.grad_h, o.state(at), at.fresh ? N{} : r.h + zoned_h, at.count);
+  if constexpr (Cell::kHasCell) {
+    store_number<M, Acc>(o.t.grad_c, o.cell(at), at.fresh ? N{} : r.c + zoned_c, at.count);
+    if (o.t.unprojected.value)
+      store_number<M, T>(o.t.unprojected, o.whole(at, hidden),
+                         s.kept[Cell::kOutputGate] * M::tanh(s.next_c), at.count);
+  }
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i) {
       const int64_t place = (at.row * 3 + i) * hidden + at.unit;
-      store_number<M, Acc>(o.t.grad_peephole, place,
-                           load_number<M, Acc>(o.t.grad_peephole, place, at.count) + r.peephole[i],
-                           at.count);
+      const N before = load_number<M, Acc>(o.t.grad_peephole, place, at.count);
+      store_number<M, Acc>(o.t.grad_peephole, place, before + r.peephole[i], at.count);
     }
   }
+}
+
+// A row without this step has no gradients of sums.
+template <class Cell, class M, class T>
+__attribute__((noinline)) void skip_back(const BackwardOperands<T>& o, const At& at) {
+  const typename M::Number zero = {};
+  for (int g = 0; g < Cell::kGates; ++g) o.template store_sum<M>(at, g, zero, zero);
+  if (o.t.unprojected.value)
+    store_number<M, T>(o.t.unprojected, o.whole(at, o.p.hidden), zero, at.count);
 }
 
 template <int kPanelVectors, class T, bool kDual>
@@ -104,50 +170,78 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
   using P = Panels<T, kPanelVectors, 1>;
-  const int64_t hidden = p.hidden, sums = p.gates() * hidden;
-  const WeightLayout layout = {hidden, sums, hidden, 0, 1};
+  const int64_t hidden = p.hidden, size = p.state(), sums = p.gates() * hidden;
+  const bool projects = p.projection > 0, resets_before = p.has_inner() && !projects;
+  // The product with U_n, the last third of W_hh, comes before that with the rest.
+  const int64_t depth = resets_before ? 2 * hidden : sums;
+  const WeightLayout layout = {size, depth, size, 0, 1};
   P w(layout, t.w_hh.value), w_derivative(layout, t.w_hh.derivative);
-  Work<Acc> wide(sizeof(T) == sizeof(Acc) ? 0 : 2 * p.batch * sums, kDual);
-  const BackwardOperands<T> o = {p, t, wide.at()};
+  const Numbers second =
+      projects ? Numbers(t.w_hr) : (resets_before ? part<T>(t.w_hh, depth * hidden) : Numbers{});
+  const WeightLayout inner_layout = {hidden, size, hidden, 0, 1};
+  P v(inner_layout, second.value), v_derivative(inner_layout, second.derivative);
+  constexpr bool kWide = BackwardOperands<T>::kWide;
+  Work<Acc> wide(kWide ? 0 : 2 * p.batch * sums, kDual);
+  Work<Acc> projected(kWide || !projects ? 0 : p.states(), kDual);
+  const BackwardOperands<T> o = {p, t, wide.at(), projected.at()};
 
-  const int64_t parts = p.batch * sums * hidden / kStepGrain;
+  const int64_t parts = p.batch * sums * size / kStepGrain;
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
     Rows rows(p.batch);
-    const int64_t begin = team.begin(w.count()), end = team.end(w.count());
-    w.pack(begin, end);
-    w_derivative.pack(begin, end);
-    const int64_t first_unit = begin * P::kWidth;
-    const int64_t last_unit = end * P::kWidth < hidden ? end * P::kWidth : hidden;
+    const Part own = Part::of(team, w), own_inner = Part::of(team, v);
+    const Part& of_cell = projects ? own_inner : own;
+    w.pack(own.begin, own.end), w_derivative.pack(own.begin, own.end);
+    if (p.has_inner()) v.pack(own_inner.begin, own_inner.end);
+    if (p.has_inner()) v_derivative.pack(own_inner.begin, own_inner.end);
     rows.at_time(0, p.batch, {});
     for (int64_t s = p.steps - 1; s >= 0; --s) {
       const int64_t time = p.time(s);
       if (t.masks.lengths || t.masks.resets) rows.at_time(time, p.batch, t.masks);
+      const auto fresh = [&](int64_t row) {
+        return t.masks.resets && t.masks.resets[time * p.batch + row];
+      };
+      if (projects) {
+        for (int64_t i = 0; i < p.batch; ++i)
+          each_vector<T>(time, rows.order[i], i >= rows.fed, own.first_unit, own.last_unit,
+                         [&](const At& at) {
+                           if (i < rows.active) return project_back<M>(o, at);
+                           store_number<M, T>(t.grad_projected, o.whole(at, size),
+                                              typename M::Number{}, at.count);
+                         });
+        team.barrier();
+      }
       dispatch_cell(p.cell, [&](auto cell) {
         using Cell = decltype(cell);
-        for (int64_t i = 0; i < p.batch; ++i) {
-          for (int64_t unit = first_unit; unit < last_unit; unit += P::kLane) {
-            const int64_t left = hidden - unit;
-            const At at = {time, rows.order[i], unit,
-                           static_cast<int>(left < P::kLane ? left : P::kLane), i >= rows.fed};
-            if (i < rows.active) {
-              step_back<Cell, M>(o, at);
-            } else {
-              const typename M::Number zero = {};
-              for (int g = 0; g < Cell::kGates; ++g) o.template store_sum<M>(at, g, zero, zero);
-            }
-          }
+        if constexpr (Cell::kHasCell) {
+          if (projects)
+            multiply<M>(v, v_derivative, o.fed_projected(time), size, rows.order.data(),
+                        rows.active, own_inner.begin, own_inner.end,
+                        [&](int64_t row, int64_t unit, int count, const auto& sum) {
+                          step_back<Cell, M>(o, At{time, row, unit, count, fresh(row)}, sum(0));
+                        });
         }
+        for (int64_t i = projects ? rows.active : 0; i < p.batch; ++i)
+          each_vector<T>(time, rows.order[i], i >= rows.fed, of_cell.first_unit, of_cell.last_unit,
+                         [&](const At& at) {
+                           if (i < rows.active)
+                             return step_back<Cell, M>(o, at, typename M::Number{});
+                           skip_back<Cell, M>(o, at);
+                         });
       });
       team.barrier();
-      multiply<M>(w, w_derivative, o.fed(time), rows.order.data(), rows.fed, begin, end,
+      if (resets_before) {
+        const Numbers of_n = part<Acc>(o.fed(time), depth);
+        multiply<M>(v, v_derivative, of_n, sums, rows.order.data(), rows.fed, own_inner.begin,
+                    own_inner.end, [&](int64_t row, int64_t unit, int count, const auto& sum) {
+                      reset_back<GruResetBeforeLayer, M>(o, At{time, row, unit, count}, sum(0));
+                    });
+        team.barrier();
+      }
+      multiply<M>(w, w_derivative, o.fed(time), sums, rows.order.data(), rows.fed, own.begin,
+                  own.end,
                   [&](int64_t row, int64_t unit, int count, const auto& sum)
                       __attribute__((always_inline)) {
-                        const int64_t at = row * hidden + unit;
-                        auto grad = sum(0);
-                        if (const void* dropout = t.masks.dropout)
-                          grad = load_units(static_cast<const T*>(dropout) + at, count) * grad;
-                        store_number<M, Acc>(
-                            t.grad_h, at, load_number<M, Acc>(t.grad_h, at, count) + grad, count);
+                        o.template add_to_state<M>(At{time, row, unit, count}, sum(0));
                       });
     }
   });

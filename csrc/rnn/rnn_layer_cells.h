@@ -84,7 +84,8 @@ template <Peephole kPeephole>
 struct LstmLayer {
   static constexpr int kGates = 4, kKept = 4;
   static constexpr bool kHasCell = true, kHasPeephole = kPeephole != Peephole::none;
-  static constexpr bool kTwoSums = false;
+  static constexpr bool kTwoSums = false, kResetBefore = false;
+  static constexpr int kOutputGate = 3;
 
   template <class M, class N = typename M::Number>
   static WEFT_HD N cell_after(const N (&kept)[4], N c) {
@@ -135,7 +136,9 @@ struct LstmLayer {
 // f, g, o: c' = f c + (1 - f) g, h' = o tanh(c') (Greff et al. 2015, "CIFG").
 struct CoupledLayer {
   static constexpr int kGates = 3, kKept = 3;
-  static constexpr bool kHasCell = true, kHasPeephole = false, kTwoSums = false;
+  static constexpr bool kHasCell = true, kHasPeephole = false;
+  static constexpr bool kTwoSums = false, kResetBefore = false;
+  static constexpr int kOutputGate = 2;
 
   template <class M, class N = typename M::Number>
   static WEFT_HD N cell_after(const N (&kept)[4], N c) {
@@ -169,7 +172,8 @@ struct CoupledLayer {
 // r, z, n, and of n the hidden state's part q: n = tanh(x_n + r q), h' = n + z (h - n).
 struct GruLayer {
   static constexpr int kGates = 3, kKept = 4;
-  static constexpr bool kHasCell = false, kHasPeephole = false, kTwoSums = true;
+  static constexpr bool kHasCell = false, kHasPeephole = false;
+  static constexpr bool kTwoSums = true, kResetBefore = false;
 
   template <class M, class N = typename M::Number>
   static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
@@ -195,11 +199,48 @@ struct GruLayer {
   }
 };
 
+// r, z, n, the reset gate before the product: n = tanh(x_n + U_n (r h)), h' = n + z (h - n) (Cho et
+// al. 2014). A step has two products, so it comes in parts: the first makes r, z and r h.
+struct GruResetBeforeLayer {
+  static constexpr int kGates = 3, kKept = 3;
+  static constexpr bool kHasCell = false, kHasPeephole = false;
+  static constexpr bool kTwoSums = false, kResetBefore = true;
+
+  // kept[0] and kept[1]; h is what r multiplies.
+  template <class M, class N = typename M::Number>
+  static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
+    StepResults<N> r = {};
+    r.kept[0] = M::sigmoid(s.x[0] + s.q[0]);
+    r.kept[1] = M::sigmoid(s.x[1] + s.q[1]);
+    r.h = r.kept[0] * s.h;
+    return r;
+  }
+  // x[1] and x[2], and h, of the second part.
+  template <class M, class N = typename M::Number>
+  static WEFT_HD BackwardResults<N> backward(const BackwardArguments<N>& s) {
+    const N one = M::one(), z = s.kept[1], n = s.kept[2];
+    BackwardResults<N> r = {};
+    r.x[1] = s.grad_h * (s.h - n) * sigmoid_slope(z, one);
+    r.x[2] = s.grad_h * (one - z) * tanh_slope(n, one);
+    r.h = s.grad_h * z;
+    return r;
+  }
+  // x[0], and h, of the first part; `grad` is that of r h.
+  template <class M, class N = typename M::Number>
+  static WEFT_HD BackwardResults<N> first_backward(N r, N h, N grad) {
+    BackwardResults<N> result = {};
+    result.x[0] = grad * h * sigmoid_slope(r, M::one());
+    result.h = grad * r;
+    return result;
+  }
+};
+
 // h' = tanh or relu of the sum, which is all that backward needs of it.
 template <bool kRelu>
 struct ElmanLayer {
   static constexpr int kGates = 1, kKept = 1;
-  static constexpr bool kHasCell = false, kHasPeephole = false, kTwoSums = false;
+  static constexpr bool kHasCell = false, kHasPeephole = false;
+  static constexpr bool kTwoSums = false, kResetBefore = false;
 
   template <class M, class N = typename M::Number>
   static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
@@ -240,6 +281,8 @@ inline __attribute__((always_inline)) void dispatch_cell(LayerCell cell, Body&& 
       return body(CoupledLayer{});
     case LayerCell::gru:
       return body(GruLayer{});
+    case LayerCell::gru_reset_before:
+      return body(GruResetBeforeLayer{});
     case LayerCell::tanh:
       return body(ElmanLayer<false>{});
     case LayerCell::relu:

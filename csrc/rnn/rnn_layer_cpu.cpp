@@ -9,6 +9,9 @@
 // gradients of the gates of its own units, meets the others, and multiplies all gates' gradients
 // with its panels, which gives the gradient of its own units one step before.
 //
+// A projection, and the GRU that resets before its product, have a second product within a step:
+// its factor goes through a buffer, and the step has one barrier more.
+//
 // Rows that have ended, or start afresh, are left out of the products. Bound: FLOPs for many rows;
 // for one, the packed weights' bytes each step, from the cache.
 #include "rnn/rnn_layer_backward_cpu.h"

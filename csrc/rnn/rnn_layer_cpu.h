@@ -82,6 +82,15 @@ WEFT_INLINE N rounded(N value) {
   }
 }
 
+// The part of a tensor that begins `offset` elements on.
+template <class T>
+Numbers part(const Numbers& t, int64_t offset) {
+  const auto shift = [&](const void* from) {
+    return from ? static_cast<const T*>(from) + offset : nullptr;
+  };
+  return {shift(t.value), shift(t.derivative)};
+}
+
 // Work memory for `count` numbers.
 template <class Acc>
 class Work {
@@ -138,14 +147,38 @@ struct Rows {
   }
 };
 
-// How much of the old state a step keeps: a mask's element, or the same for all.
+// How much of the old state a step keeps: an element of a mask [T, B, width], or the same for all.
 template <class T>
-WEFT_INLINE Vec<accumulate_t<T>> zone(const LayerProblem& p, const void* mask, const At& at) {
+WEFT_INLINE Vec<accumulate_t<T>> zone(const LayerProblem& p, const void* mask, int64_t width,
+                                      const At& at) {
   using V = Vec<accumulate_t<T>>;
   if (mask == nullptr) return V{} + static_cast<accumulate_t<T>>(p.zoneout);
-  return load_units(static_cast<const T*>(mask) + (at.time * p.batch + at.row) * p.hidden + at.unit,
+  return load_units(static_cast<const T*>(mask) + (at.time * p.batch + at.row) * width + at.unit,
                     at.count);
 }
+
+// Calls `body(at)` for each vector of units [begin, end) of a row.
+template <class T, class Body>
+WEFT_INLINE void each_vector(int64_t time, int64_t row, bool fresh, int64_t begin, int64_t end,
+                             const Body& body) {
+  for (int64_t unit = begin; unit < end; unit += kLanes<T>) {
+    const int64_t left = end - unit;
+    body(At{time, row, unit, static_cast<int>(left < kLanes<T> ? left : kLanes<T>), fresh});
+  }
+}
+
+// A thread's part of a product's units: whole panels.
+struct Part {
+  int64_t begin, end;  // panels
+  int64_t first_unit, last_unit;
+
+  template <class P>
+  static Part of(const Team& team, const P& w) {
+    const int64_t begin = team.begin(w.count()), end = team.end(w.count());
+    const int64_t width = P::kGroups * P::kLane, last = end * width;
+    return {begin, end, begin * width, last < w.units() ? last : w.units()};
+  }
+};
 
 // ---- products ----------------------------------------------------------------------------------
 
@@ -193,9 +226,10 @@ class Panels {
 };
 
 // Calls `body(row, unit, count, sum)` for `rows` rows and each vector of units of the panels
-// [begin, end); `sum(gate)` is the product of row `row` of `from` [B, k] with the weights.
+// [begin, end); `sum(gate)` is the product of row `row` of `from` [B, k], whose rows are `stride`
+// apart, with the weights.
 template <class M, class P, class Body>
-WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from,
+WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from, int64_t stride,
                           const int64_t* rows, int64_t row_count, int64_t begin, int64_t end,
                           const Body& body) {
   using Acc = typename P::Acc;
@@ -208,7 +242,7 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
       const Acc* source[kPlanes][kRowBlock];
       Acc* target[kPlanes][kRowBlock];
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t offset = rows[first + i] * k;
+        const int64_t offset = rows[first + i] * stride;
         source[0][i] = static_cast<const Acc*>(from.value) + offset;
         target[0][i] = sums[0] + i * P::kWidth;
         if constexpr (M::kDual) {

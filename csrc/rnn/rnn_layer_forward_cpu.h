@@ -10,14 +10,17 @@ template <class T>
 struct ForwardOperands {
   const LayerProblem& p;
   const LayerForward& t;
-  NumbersOut h[2];    // [B, H]: the state before and after a step, in turn
+  NumbersOut h[2];    // [B, S]: the state before and after a step, in turn
   NumbersOut fed[2];  // the same as the product sees it
   NumbersOut c;       // [B, H]
+  NumbersOut inner;   // [B, H]: what an inner product sees
+  NumbersOut update;  // [B, H]: z of a GRU that resets before
   int next;           // which of the two the step in hand writes
 
-  int64_t state(const At& at) const { return at.row * p.hidden + at.unit; }
-  int64_t whole(const At& at, int64_t columns = 1) const {
-    return (at.time * p.batch + at.row) * columns * p.hidden + at.unit;
+  int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
+  int64_t state(const At& at) const { return at.row * p.state() + at.unit; }
+  int64_t whole(const At& at, int64_t width) const {
+    return (at.time * p.batch + at.row) * width + at.unit;
   }
 };
 
@@ -31,98 +34,163 @@ WEFT_INLINE void store_state(const ForwardOperands<T>& o, const At& at, typename
                          at.count);
 }
 
-// One vector of units; `sum(gate)` is the hidden state's product.
-template <class Cell, class M, class T, class Sum>
-WEFT_INLINE void take_step(const ForwardOperands<T>& o, const At& at, const Sum& sum) {
+// The state before the step, or as the product sees it.
+template <class M, class T>
+WEFT_INLINE typename M::Number old_state(const ForwardOperands<T>& o, const At& at,
+                                         const NumbersOut (&states)[2]) {
+  using Acc = accumulate_t<T>;
+  if (at.fresh) return typename M::Number{};
+  return load_number<M, Acc>(states[1 - o.next], o.state(at), at.count);
+}
+
+// The new state of one vector of units, before zoneout.
+template <class M, class T>
+WEFT_INLINE void finish_state(const ForwardOperands<T>& o, const At& at, typename M::Number h) {
+  if (o.p.zoneout > 0) {
+    const auto z = zone<T>(o.p, o.t.masks.zone_h, o.p.state(), at);
+    h = z * old_state<M>(o, at, o.h) + (1 - z) * h;
+  }
+  h = rounded<T>(h);
+  store_state<M>(o, at, h);
+  store_number<M, T>(o.t.output, o.whole(at, o.p.state()), h, at.count);
+}
+
+// x + b_ih of a gate.
+template <class M, class T>
+WEFT_INLINE typename M::Number input_sum(const ForwardOperands<T>& o, const At& at, int gate) {
+  const int64_t column = gate * o.p.hidden;
+  return load_number<M, accumulate_t<T>>(o.t.sums, o.whole(at, o.t.sums_row) + column, at.count) +
+         load_number<M, T>(o.t.b_ih, column + at.unit, at.count);
+}
+
+template <class Cell, class M, class T>
+WEFT_INLINE void store_kept(const ForwardOperands<T>& o, const At& at, int gate,
+                            typename M::Number kept) {
+  if (o.t.gates.value == nullptr) return;
+  const int64_t row = (at.time * o.p.batch + at.row) * Cell::kKept + gate;
+  store_number<M, T>(o.t.gates, row * o.p.hidden + at.unit, kept, at.count);
+}
+
+// One vector of units; `sums` are the hidden state's products. What an inner product is to finish
+// is left to it. Not inlined: it is called from two places, and long.
+template <class Cell, class M, class T>
+__attribute__((noinline)) void take_step(const ForwardOperands<T>& o, const At& at,
+                                         const typename M::Number (&sums)[4]) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
+  constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
   const int64_t hidden = o.p.hidden;
   StepArguments<N> s = {};
-  const int64_t x = (at.time * o.p.batch + at.row) * o.t.sums_row + at.unit;
-  for (int g = 0; g < Cell::kGates; ++g) {
-    const int64_t gate = g * hidden + at.unit;
-    s.x[g] = load_number<M, Acc>(o.t.sums, x + g * hidden, at.count) +
-             load_number<M, T>(o.t.b_ih, gate, at.count);
-    s.q[g] = load_number<M, T>(o.t.b_hh, gate, at.count);
-    if (!at.fresh) s.q[g] = s.q[g] + sum(g);
+  for (int g = 0; g < kGates; ++g) {
+    s.x[g] = input_sum<M>(o, at, g);
+    s.q[g] = load_number<M, T>(o.t.b_hh, g * hidden + at.unit, at.count);
+    s.q[g] = s.q[g] + sums[g];
   }
-  if (!at.fresh) s.h = load_number<M, Acc>(o.h[1 - o.next], o.state(at), at.count);
+  if constexpr (Cell::kResetBefore) {
+    s.h = old_state<M>(o, at, o.fed);
+  } else if constexpr (Cell::kTwoSums) {
+    s.h = old_state<M>(o, at, o.h);
+  }
   if constexpr (Cell::kHasCell) {
-    if (!at.fresh) s.c = load_number<M, Acc>(o.c, o.state(at), at.count);
+    if (!at.fresh) s.c = load_number<M, Acc>(o.c, o.cell(at), at.count);
   }
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i)
       s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + at.unit, at.count);
   }
   StepResults<N> r = Cell::template forward<M>(s);
-  if (o.p.zoneout > 0) {
-    const auto z = zone<T>(o.p, o.t.masks.zone_h, at);
-    r.h = z * s.h + (1 - z) * r.h;
-    if constexpr (Cell::kHasCell) {
-      const auto zc = zone<T>(o.p, o.t.masks.zone_c, at);
-      r.c = zc * s.c + (1 - zc) * r.c;
-    }
-  }
-  const N h = rounded<T>(r.h);
-  store_state<M>(o, at, h);
-  store_number<M, T>(o.t.output, o.whole(at), h, at.count);
   if constexpr (Cell::kHasCell) {
+    if (o.p.zoneout > 0) {
+      const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
+      r.c = z * s.c + (1 - z) * r.c;
+    }
     const N c = rounded<T>(r.c);
-    store_number<M, Acc>(o.c, o.state(at), c, at.count);
-    if (o.t.cells.value) store_number<M, T>(o.t.cells, o.whole(at), c, at.count);
+    store_number<M, Acc>(o.c, o.cell(at), c, at.count);
+    if (o.t.cells.value) store_number<M, T>(o.t.cells, o.whole(at, hidden), c, at.count);
   }
-  if (o.t.gates.value)
-    for (int i = 0; i < Cell::kKept; ++i)
-      store_number<M, T>(o.t.gates, o.whole(at, Cell::kKept) + i * hidden, r.kept[i], at.count);
+  for (int i = 0; i < (Cell::kResetBefore ? 2 : Cell::kKept); ++i)
+    store_kept<Cell, M>(o, at, i, r.kept[i]);
+  if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], at.count);
+  if (o.p.has_inner()) {
+    store_number<M, Acc>(o.inner, o.cell(at), rounded<T>(r.h), at.count);
+  } else {
+    finish_state<M>(o, at, r.h);
+  }
+}
+
+// The rest of a step after its inner product.
+template <class Cell, class M, class T>
+__attribute__((noinline)) void finish_step(const ForwardOperands<T>& o, const At& at,
+                                           typename M::Number sum) {
+  using Acc = accumulate_t<T>;
+  using N = typename M::Number;
+  if constexpr (Cell::kResetBefore) {
+    const N q = sum + load_number<M, T>(o.t.b_hh, 2 * o.p.hidden + at.unit, at.count);
+    const N n = M::tanh(input_sum<M>(o, at, 2) + q);
+    const N z = load_number<M, Acc>(o.update, o.cell(at), at.count);
+    store_kept<Cell, M>(o, at, 2, n);
+    sum = gru_next_hidden(z, n, old_state<M>(o, at, o.h));
+  }
+  finish_state<M>(o, at, sum);
 }
 
 // A row without this step: zero output, the state as it was.
+template <class M, class T>
+__attribute__((noinline)) void skip_state(const ForwardOperands<T>& o, const At& at) {
+  store_state<M>(o, at, old_state<M>(o, at, o.h));
+  store_number<M, T>(o.t.output, o.whole(at, o.p.state()), typename M::Number{}, at.count);
+}
 template <class Cell, class M, class T>
-void skip_step(const ForwardOperands<T>& o, const At& at) {
-  using Acc = accumulate_t<T>;
-  using N = typename M::Number;
-  store_state<M>(o, at, load_number<M, Acc>(o.h[1 - o.next], o.state(at), at.count));
-  store_number<M, T>(o.t.output, o.whole(at), N{}, at.count);
+__attribute__((noinline)) void skip_cell(const ForwardOperands<T>& o, const At& at) {
   if (o.t.cells.value)
-    store_number<M, T>(o.t.cells, o.whole(at), load_number<M, Acc>(o.c, o.state(at), at.count),
-                       at.count);
-  if (o.t.gates.value)
-    for (int i = 0; i < Cell::kKept; ++i)
-      store_number<M, T>(o.t.gates, o.whole(at, Cell::kKept) + i * o.p.hidden, N{}, at.count);
+    store_number<M, T>(o.t.cells, o.whole(at, o.p.hidden),
+                       load_number<M, accumulate_t<T>>(o.c, o.cell(at), at.count), at.count);
+  for (int i = 0; i < Cell::kKept; ++i) store_kept<Cell, M>(o, at, i, typename M::Number{});
 }
 
 template <class Cell, class T, bool kDual>
 void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using P = Panels<T, Cell::kGates == 1 ? 4 : Cell::kGates, Cell::kGates>;
-  const int64_t hidden = p.hidden, units = p.units();
-  const WeightLayout layout = {hidden, hidden, 1, hidden * hidden, hidden};
+  constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
+  using P = Panels<T, kGates <= 2 ? 4 : kGates, kGates>;
+  using Inner = Panels<T, 4, 1>;
+  const int64_t hidden = p.hidden, size = p.state(), units = p.units(), states = p.states();
+  const bool dropped = t.masks.dropout != nullptr, two = p.has_inner();
+  const WeightLayout layout = {hidden, size, 1, hidden * size, size};
   P w(layout, t.w_hh.value), w_derivative(layout, t.w_hh.derivative);
-  Work<Acc> states(2 * units, kDual), cell(Cell::kHasCell ? units : 0, kDual);
-  Work<Acc> fed(t.masks.dropout ? 2 * units : 0, kDual);
-  const Work<Acc>& seen = t.masks.dropout ? fed : states;
-  copy_numbers<T, Acc>(t.h0, units, states.at());
+  // U_n is the last third of W_hh.
+  const Numbers second =
+      Cell::kResetBefore ? part<T>(t.w_hh, 2 * hidden * hidden) : Numbers(t.w_hr);
+  const WeightLayout inner_layout = {size, hidden, 1, 0, hidden};
+  Inner v(inner_layout, second.value), v_derivative(inner_layout, second.derivative);
+  Work<Acc> state(2 * states, kDual), fed(dropped ? 2 * states : 0, kDual);
+  Work<Acc> cell(Cell::kHasCell ? units : 0, kDual), inner(two ? units : 0, kDual);
+  Work<Acc> update(Cell::kResetBefore ? units : 0, kDual);
+  const Work<Acc>& seen = dropped ? fed : state;
+  copy_numbers<T, Acc>(t.h0, states, state.at());
   if constexpr (Cell::kHasCell) copy_numbers<T, Acc>(t.c0, units, cell.at());
 
-  const int64_t parts = p.batch * Cell::kGates * hidden * hidden / kStepGrain;
+  const int64_t parts = p.batch * Cell::kGates * hidden * size / kStepGrain;
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
-    ForwardOperands<T> o = {
-        p, t, {states.at(), states.at(units)}, {seen.at(), seen.at(units)}, cell.at(), 0};
+    ForwardOperands<T> o = {p,
+                            t,
+                            {state.at(), state.at(states)},
+                            {seen.at(), seen.at(states)},
+                            cell.at(),
+                            inner.at(),
+                            update.at(),
+                            0};
     Rows rows(p.batch);
-    const int64_t begin = team.begin(w.count()), end = team.end(w.count());
-    w.pack(begin, end);
-    w_derivative.pack(begin, end);
-    const auto each_vector = [&](int64_t row, int64_t time, bool fresh, const auto& body) {
-      for (int64_t unit = begin * P::kGroups * P::kLane;
-           unit < end * P::kGroups * P::kLane && unit < hidden; unit += P::kLane) {
-        const int64_t left = hidden - unit;
-        body(At{time, row, unit, static_cast<int>(left < P::kLane ? left : P::kLane), fresh});
-      }
-    };
-    if (t.masks.dropout) {
+    const Part own = Part::of(team, w), own_inner = Part::of(team, v);
+    const Part& of_state = two ? own_inner : own;
+    w.pack(own.begin, own.end), w_derivative.pack(own.begin, own.end);
+    if (two) v.pack(own_inner.begin, own_inner.end);
+    if (two) v_derivative.pack(own_inner.begin, own_inner.end);
+    if (dropped) {
+      o.next = 0;
       for (int64_t row = 0; row < p.batch; ++row)
-        each_vector(row, 0, false, [&](const At& at) {
+        each_vector<T>(0, row, false, of_state.first_unit, of_state.last_unit, [&](const At& at) {
           store_state<M>(o, at, load_number<M, Acc>(o.h[0], o.state(at), at.count));
         });
       team.barrier();
@@ -132,19 +200,40 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
       const int64_t time = p.time(s);
       o.next = static_cast<int>(1 - s % 2);
       if (t.masks.lengths || t.masks.resets) rows.at_time(time, p.batch, t.masks);
-      multiply<M>(w, w_derivative, o.fed[1 - o.next], rows.order.data(), rows.fed, begin, end,
-                  [&](int64_t row, int64_t unit, int count, const auto& sum) __attribute__((
-                      always_inline)) { take_step<Cell, M>(o, At{time, row, unit, count}, sum); });
+      multiply<M>(w, w_derivative, o.fed[1 - o.next], size, rows.order.data(), rows.fed, own.begin,
+                  own.end,
+                  [&](int64_t row, int64_t unit, int count, const auto& sum)
+                      __attribute__((always_inline)) {
+                        typename M::Number sums[4] = {};
+                        for (int g = 0; g < kGates; ++g) sums[g] = sum(g);
+                        take_step<Cell, M>(o, At{time, row, unit, count}, sums);
+                      });
       for (int64_t i = rows.fed; i < rows.active; ++i)
-        each_vector(rows.order[i], time, true, [&](const At& at) {
-          take_step<Cell, M>(o, at, [](int) { return typename M::Number{}; });
+        each_vector<T>(time, rows.order[i], true, own.first_unit, own.last_unit, [&](const At& at) {
+          const typename M::Number none[4] = {};
+          take_step<Cell, M>(o, at, none);
         });
-      for (int64_t i = rows.active; i < p.batch; ++i)
-        each_vector(rows.order[i], time, false, [&](const At& at) { skip_step<Cell, M>(o, at); });
+      if (two) {
+        team.barrier();
+        multiply<M>(v, v_derivative, o.inner, hidden, rows.order.data(), rows.active,
+                    own_inner.begin, own_inner.end,
+                    [&](int64_t row, int64_t unit, int count, const auto& sum)
+                        __attribute__((always_inline)) {
+                          At at = {time, row, unit, count};
+                          at.fresh = t.masks.resets && t.masks.resets[time * p.batch + row];
+                          finish_step<Cell, M>(o, at, sum(0));
+                        });
+      }
+      for (int64_t i = rows.active; i < p.batch; ++i) {
+        each_vector<T>(time, rows.order[i], false, own.first_unit, own.last_unit,
+                       [&](const At& at) { skip_cell<Cell, M>(o, at); });
+        each_vector<T>(time, rows.order[i], false, of_state.first_unit, of_state.last_unit,
+                       [&](const At& at) { skip_state<M>(o, at); });
+      }
       team.barrier();
     }
   });
-  copy_numbers<Acc, T>(states.at(p.steps % 2 * units), units, t.h_n);
+  copy_numbers<Acc, T>(state.at(p.steps % 2 * states), states, t.h_n);
   if constexpr (Cell::kHasCell) copy_numbers<Acc, T>(cell.at(), units, t.c_n);
 }
 

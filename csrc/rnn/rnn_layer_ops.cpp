@@ -3,7 +3,9 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <tuple>
 
@@ -20,19 +22,19 @@ auto wanted_tensors(const std::array<bool, N>& wanted, const Tensor& like, const
   for (int i = 0; i < N; ++i) found[i] = wanted[i] ? make(i) : at::empty({0}, like.options());
   return std::tuple_cat(found);
 }
-using Tensors8 = decltype(std::tuple_cat(std::array<Tensor, 8>()));
-using Tensors11 = decltype(std::tuple_cat(std::array<Tensor, 11>()));
+using Tensors9 = decltype(std::tuple_cat(std::array<Tensor, 9>()));
+using Tensors12 = decltype(std::tuple_cat(std::array<Tensor, 12>()));
 
 // ---- forward -----------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(
     const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
     const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-    const OptionalTensor& peephole, const OptionalTensor& lengths, const OptionalTensor& resets,
-    const OptionalTensor& dropout, const OptionalTensor& zone_h, const OptionalTensor& zone_c,
-    double zoneout, c10::string_view cell, bool reverse, bool keep) {
+    const OptionalTensor& peephole, const OptionalTensor& w_hr, const OptionalTensor& lengths,
+    const OptionalTensor& resets, const OptionalTensor& dropout, const OptionalTensor& zone_h,
+    const OptionalTensor& zone_c, double zoneout, c10::string_view cell, bool reverse, bool keep) {
   const Arguments a =
-      arguments_of({input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole},
+      arguments_of({input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr},
                    {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
   const Outputs r = run_forward(a, keep);
   return {r.output.value, r.h_n.value, r.c_n.value, r.cells.value, r.gates.value};
@@ -40,17 +42,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(
 
 // ---- gradients ---------------------------------------------------------------------------------
 
-// The gradients of (input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole).
-Tensors8 rnn_layer_gradients(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-    const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& peephole, const Tensor& output,
-    const Tensor& cells, const Tensor& gates, const OptionalTensor& lengths,
-    const OptionalTensor& resets, const OptionalTensor& dropout, const OptionalTensor& zone_h,
-    const OptionalTensor& zone_c, double zoneout, c10::string_view cell, bool reverse,
-    std::array<bool, 8> wanted) {
+// The gradients of (input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole,
+// w_hr).
+Tensors9 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                             const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
+                             const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                             const OptionalTensor& peephole, const OptionalTensor& w_hr,
+                             const Tensor& output, const Tensor& cells, const Tensor& gates,
+                             const OptionalTensor& lengths, const OptionalTensor& resets,
+                             const OptionalTensor& dropout, const OptionalTensor& zone_h,
+                             const OptionalTensor& zone_c, double zoneout, c10::string_view cell,
+                             bool reverse, std::array<bool, 9> wanted) {
   const Arguments a =
-      arguments_of({input, h0, c0, w_ih, w_hh, {}, {}, peephole},
+      arguments_of({input, h0, c0, w_ih, w_hh, {}, {}, peephole, w_hr},
                    {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
   const auto given = [](const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); };
   const Seeds seeds = {given(grad_output), given(grad_h_n), given(grad_c_n)};
@@ -62,7 +66,7 @@ Tensors8 rnn_layer_gradients(
   const auto narrowed = [&](const Tensor& t) {
     return t.to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
   };
-  return wanted_tensors<8>(wanted, input, [&](int i) {
+  return wanted_tensors<9>(wanted, input, [&](int i) {
     switch (i) {
       case 0:
         return input_gradient(g, g.sums.value, a.w_ih.value);
@@ -73,13 +77,16 @@ Tensors8 rnn_layer_gradients(
       case 3:
         return weight_gradient(g, g.sums.value, a.input.value);
       case 4:
-        return weight_gradient(g, g.hidden_sums.value, a.p.steps > 0 ? g.before.value : output);
+        if (a.p.steps == 0) return at::zeros_like(a.w_hh.value);
+        return hidden_weight_gradient(a, g, g.hidden_sums.value, g.before.value, kept.gates.value);
       case 5:
         return bias_gradient(g, g.sums.value);
       case 6:
         return bias_gradient(g, g.hidden_sums.value);
-      default:
+      case 7:
         return peephole_gradient(a, g.peephole.value);
+      default:
+        return weight_gradient(g, g.projected.value, g.unprojected.value);
     }
   });
 }
@@ -88,17 +95,18 @@ Tensors8 rnn_layer_gradients(
 // ----------------------------------------------------------------------
 
 // The gradients of (grad_output, grad_h_n, grad_c_n, input, h0, c0, w_ih, w_hh, b_ih, b_hh,
-// peephole) of the sum of products of u with what rnn_layer_gradients gives.
-Tensors11 rnn_layer_double_backward(
+// peephole, w_hr) of the sum of products of u with what rnn_layer_gradients gives.
+Tensors12 rnn_layer_double_backward(
     const OptionalTensor& u_input, const OptionalTensor& u_h0, const OptionalTensor& u_c0,
     const OptionalTensor& u_w_ih, const OptionalTensor& u_w_hh, const OptionalTensor& u_b_ih,
-    const OptionalTensor& u_b_hh, const OptionalTensor& u_peephole,
+    const OptionalTensor& u_b_hh, const OptionalTensor& u_peephole, const OptionalTensor& u_w_hr,
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
     const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
     const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-    const OptionalTensor& peephole, const OptionalTensor& lengths, const OptionalTensor& resets,
-    const OptionalTensor& dropout, const OptionalTensor& zone_h, const OptionalTensor& zone_c,
-    double zoneout, c10::string_view cell, bool reverse, std::array<bool, 11> wanted) {
+    const OptionalTensor& peephole, const OptionalTensor& w_hr, const OptionalTensor& lengths,
+    const OptionalTensor& resets, const OptionalTensor& dropout, const OptionalTensor& zone_h,
+    const OptionalTensor& zone_c, double zoneout, c10::string_view cell, bool reverse,
+    std::array<bool, 12> wanted) {
   // Half types are computed in float32: their steps are rare, and dual kernels many.
   const auto dtype = input.scalar_type();
   const auto wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
@@ -107,7 +115,7 @@ Tensors11 rnn_layer_double_backward(
   };
   Arguments a =
       arguments_of({input.to(wide), h0.to(wide), widened(c0), w_ih.to(wide), w_hh.to(wide),
-                    widened(b_ih), widened(b_hh), widened(peephole)},
+                    widened(b_ih), widened(b_hh), widened(peephole), widened(w_hr)},
                    {lengths, resets, widened(dropout), widened(zone_h), widened(zone_c), zoneout},
                    cell, reverse);
   a.p.dual = true;
@@ -120,6 +128,7 @@ Tensors11 rnn_layer_double_backward(
   direction(u_input, a.input), direction(u_h0, a.h0), direction(u_c0, a.c0);
   direction(u_w_ih, a.w_ih), direction(u_w_hh, a.w_hh);
   direction(u_b_ih, a.b_ih), direction(u_b_hh, a.b_hh), direction(u_peephole, a.peephole);
+  direction(u_w_hr, a.w_hr);
   const auto given = [&](const OptionalTensor& t) {
     return t ? t->to(wide).contiguous() : Tensor();
   };
@@ -133,6 +142,22 @@ Tensors11 rnn_layer_double_backward(
     const Tensor first = input_gradient(g, g.sums.derivative, a.w_ih.value);
     if (!a.w_ih.derivative.defined()) return first;
     return sum(first, input_gradient(g, g.sums.value, a.w_ih.derivative));
+  };
+  const auto of_hidden_weight = [&] {
+    if (a.p.steps == 0) return at::zeros_like(a.w_hh.value);
+    const auto part = [&](const Tensor& of, const Tensor& before, const Tensor& gates) {
+      return hidden_weight_gradient(a, g, of, before, gates);
+    };
+    const Tensor found = at::add(part(g.hidden_sums.derivative, g.before.value, r.gates.value),
+                                 part(g.hidden_sums.value, g.before.derivative, r.gates.value));
+    if (a.p.cell != LayerCell::gru_reset_before) return found;
+    // The factor of U_n's gradient is r h, so r's derivative counts as well.
+    const int64_t hidden = a.p.hidden;
+    const Tensor of_reset =
+        weight_gradient(g, g.sums.value.narrow(2, 2 * hidden, hidden).contiguous(),
+                        at::mul(r.gates.derivative.narrow(2, 0, hidden), g.before.value));
+    found.narrow(0, 2 * hidden, hidden).add_(of_reset);
+    return found;
   };
   const auto of_weight = [&](const Pair& of, const Pair& factor, const Tensor& weight) {
     if (a.p.steps == 0) return at::zeros(weight.sizes(), weight.options());
@@ -157,16 +182,18 @@ Tensors11 rnn_layer_double_backward(
       case 6:
         return of_weight(g.sums, a.input, a.w_ih.value);
       case 7:
-        return of_weight(g.hidden_sums, g.before, a.w_hh.value);
+        return of_hidden_weight();
       case 8:
         return bias_gradient(g, g.sums.derivative);
       case 9:
         return bias_gradient(g, g.hidden_sums.derivative);
-      default:
+      case 10:
         return peephole_gradient(a, g.peephole.derivative);
+      default:
+        return of_weight(g.projected, g.unprojected, a.w_hr.value);
     }
   };
-  return wanted_tensors<11>(wanted, input, [&](int i) { return gradient(i).to(dtype); });
+  return wanted_tensors<12>(wanted, input, [&](int i) { return gradient(i).to(dtype); });
 }
 
 void implement(torch::Library& m) {
@@ -180,25 +207,28 @@ void implement(torch::Library& m) {
 TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def(
       "rnn_layer(Tensor input, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, Tensor? peephole, Tensor? lengths, Tensor? resets, Tensor? dropout, "
+      "Tensor? b_hh, Tensor? peephole, Tensor? w_hr, Tensor? lengths, Tensor? resets, Tensor? "
+      "dropout, "
       "Tensor? zone_h, Tensor? zone_c, float zoneout, str cell, bool reverse, bool keep) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
       "rnn_layer_gradients(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
-      "Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? peephole, Tensor output, "
+      "Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? peephole, Tensor? w_hr, Tensor "
+      "output, "
       "Tensor cells, Tensor gates, Tensor? lengths, Tensor? resets, Tensor? dropout, "
-      "Tensor? zone_h, Tensor? zone_c, float zoneout, str cell, bool reverse, bool[8] wanted) -> "
+      "Tensor? zone_h, Tensor? zone_c, float zoneout, str cell, bool reverse, bool[9] wanted) -> "
       "(Tensor input, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
-      "Tensor peephole)");
+      "Tensor peephole, Tensor w_hr)");
   m.def(
       "rnn_layer_double_backward(Tensor? u_input, Tensor? u_h0, Tensor? u_c0, Tensor? u_w_ih, "
-      "Tensor? u_w_hh, Tensor? u_b_ih, Tensor? u_b_hh, Tensor? u_peephole, Tensor? grad_output, "
+      "Tensor? u_w_hh, Tensor? u_b_ih, Tensor? u_b_hh, Tensor? u_peephole, Tensor? u_w_hr, Tensor? "
+      "grad_output, "
       "Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h0, Tensor? c0, Tensor w_ih, "
-      "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? peephole, Tensor? lengths, "
+      "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? peephole, Tensor? w_hr, Tensor? lengths, "
       "Tensor? resets, Tensor? dropout, Tensor? zone_h, Tensor? zone_c, float zoneout, str cell, "
-      "bool reverse, bool[11] wanted) -> (Tensor grad_output, Tensor grad_h_n, Tensor grad_c_n, "
+      "bool reverse, bool[12] wanted) -> (Tensor grad_output, Tensor grad_h_n, Tensor grad_c_n, "
       "Tensor input, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor b_ih, Tensor b_hh, "
-      "Tensor peephole)");
+      "Tensor peephole, Tensor w_hr)");
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) { implement(m); }

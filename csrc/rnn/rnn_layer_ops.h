@@ -21,7 +21,7 @@ struct Pair {
 // Contiguous, and checked.
 struct Arguments {
   LayerProblem p;
-  Pair input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole;
+  Pair input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr;
   Tensor lengths, resets, dropout, zone_h, zone_c;
 };
 
@@ -34,7 +34,7 @@ struct GivenLayer {
   const Tensor &input, &h0;
   const OptionalTensor& c0;
   const Tensor &w_ih, &w_hh;
-  const OptionalTensor &b_ih, &b_hh, &peephole;
+  const OptionalTensor &b_ih, &b_hh, &peephole, &w_hr;
 };
 
 // Throws for arguments that do not fit.
@@ -55,8 +55,9 @@ void check_seeds(const Arguments& a, const Seeds& seeds);
 // grad_h, grad_c and grad_peephole are in the accumulation type.
 struct Gradients {
   Pair sums, hidden_sums, h, c, peephole;
-  Pair before;   // the state before each step as the product sees it
-  Tensor taken;  // which of the T * B rows have a step; undefined where all count
+  Pair projected, unprojected;  // the two factors of W_hr's gradient
+  Pair before;                  // the state before each step as the product sees it
+  Tensor taken;                 // which of the T * B rows have a step; undefined where all count
 };
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);
@@ -64,6 +65,10 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
 // Products of the sums' gradients `of` [T, B, gates * H].
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih);
 Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor);
+// Of W_hh in whole: a GRU that resets before has two products. `of`, `before` and `kept` may be of
+// different planes.
+Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
+                              const Tensor& before, const Tensor& gates);
 Tensor bias_gradient(const Gradients& g, const Tensor& of);
 Tensor peephole_gradient(const Arguments& a, const Tensor& of);
 

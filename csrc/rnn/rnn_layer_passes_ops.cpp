@@ -27,11 +27,12 @@ LayerCell cell_of(c10::string_view name) {
   if (name == "lstm_peephole_previous") return LayerCell::lstm_peephole_previous;
   if (name == "lstm_coupled") return LayerCell::lstm_coupled;
   if (name == "gru") return LayerCell::gru;
+  if (name == "gru_reset_before") return LayerCell::gru_reset_before;
   if (name == "rnn_tanh") return LayerCell::tanh;
   if (name == "rnn_relu") return LayerCell::relu;
   TORCH_CHECK_VALUE(false, "weft::", kOp,
                     ": cell must be 'lstm', 'lstm_peephole', 'lstm_peephole_previous', "
-                    "'lstm_coupled', 'gru', 'rnn_tanh' or 'rnn_relu', got '",
+                    "'lstm_coupled', 'gru', 'gru_reset_before', 'rnn_tanh' or 'rnn_relu', got '",
                     name, "'");
 }
 
@@ -193,11 +194,11 @@ Tensor derivative_sums(const Arguments& a, const Tensor& taken) {
   return result;
 }
 
-// The state before each step [T, B, H], as the product with W_hh sees it if `dropped`.
+// The state before each step [T, B, S], as the product with W_hh sees it if `dropped`.
 Tensor states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
   const int64_t steps = output.size(0);
   const Tensor first =
-      h0.defined() ? h0.unsqueeze(0) : at::zeros({1, a.p.batch, a.p.hidden}, output.options());
+      h0.defined() ? h0.unsqueeze(0) : at::zeros({1, a.p.batch, a.p.state()}, output.options());
   Tensor before;
   if (!a.p.reverse) {
     before = at::cat({first, output.slice(0, 0, steps - 1)});
@@ -227,28 +228,35 @@ Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::st
   LayerProblem& p = a.p;
   p.dtype = dtype_of(input, kOp, "input");
   p.cell = cell_of(cell);
-  p.steps = input.size(0), p.batch = input.size(1), p.hidden = given.w_hh.size(1);
+  p.steps = input.size(0), p.batch = input.size(1), p.hidden = given.w_hh.size(0) / p.gates();
+  if (given.w_hr) {
+    TORCH_CHECK(p.has_cell() && given.w_hr->dim() == 2 && given.w_hr->size(0) > 0, "weft::", kOp,
+                ": weight_hr must be a matrix, and is for an LSTM, got ", given.w_hr->sizes());
+    p.projection = given.w_hr->size(0);
+  } else {
+    p.hidden = given.w_hh.size(1);
+  }
   p.reverse = reverse;
   p.zoneout = masks.zoneout;
   const int64_t rows = p.gates() * p.hidden;
-  const std::array<int64_t, 2> state = {p.batch, p.hidden};
-  const std::array<int64_t, 3> whole = {p.steps, p.batch, p.hidden};
+  const std::array<int64_t, 2> state = {p.batch, p.state()}, cell_state = {p.batch, p.hidden};
   check_sizes(given.w_ih, {rows, input.size(2)}, input, "weight_ih");
-  check_sizes(given.w_hh, {rows, p.hidden}, input, "weight_hh");
+  check_sizes(given.w_hh, {rows, p.state()}, input, "weight_hh");
+  check_sizes(given.w_hr, {p.projection, p.hidden}, input, "weight_hr");
   check_sizes(given.b_ih, {rows}, input, "bias_ih");
   check_sizes(given.b_hh, {rows}, input, "bias_hh");
   check_sizes(given.h0, state, input, "h0");
   TORCH_CHECK(given.c0.has_value() == p.has_cell(), "weft::", kOp,
               ": c0 is for an LSTM, and an LSTM needs it");
-  check_sizes(given.c0, state, input, "c0");
+  check_sizes(given.c0, cell_state, input, "c0");
   TORCH_CHECK(given.peephole.has_value() == p.has_peephole(), "weft::", kOp,
               ": weight_peephole is for a cell with peepholes, and such a cell needs it");
   check_sizes(given.peephole, {3 * p.hidden}, input, "weight_peephole");
   check_mask(masks.lengths, {p.batch}, at::kLong, input, "lengths");
   check_mask(masks.resets, {p.steps, p.batch}, at::kBool, input, "resets");
   check_sizes(masks.dropout, state, input, "the mask of recurrent_dropout");
-  check_sizes(masks.zone_h, whole, input, "zoneout's mask of h");
-  check_sizes(masks.zone_c, whole, input, "zoneout's mask of c");
+  check_sizes(masks.zone_h, {p.steps, p.batch, p.state()}, input, "zoneout's mask of h");
+  check_sizes(masks.zone_c, {p.steps, p.batch, p.hidden}, input, "zoneout's mask of c");
   TORCH_CHECK_VALUE(p.zoneout >= 0 && p.zoneout <= 1, "weft::", kOp,
                     ": zoneout must be between 0 and 1, got ", p.zoneout);
 
@@ -256,7 +264,7 @@ Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::st
   a.c0.value = contiguous(given.c0);
   a.w_ih.value = given.w_ih.contiguous(), a.w_hh.value = given.w_hh.contiguous();
   a.b_ih.value = contiguous(given.b_ih), a.b_hh.value = contiguous(given.b_hh);
-  a.peephole.value = contiguous(given.peephole);
+  a.peephole.value = contiguous(given.peephole), a.w_hr.value = contiguous(given.w_hr);
   a.lengths = contiguous(masks.lengths), a.resets = contiguous(masks.resets);
   a.dropout = contiguous(masks.dropout);
   a.zone_h = contiguous(masks.zone_h), a.zone_c = contiguous(masks.zone_c);
@@ -268,8 +276,8 @@ void check_seeds(const Arguments& a, const Seeds& seeds) {
   const auto check = [&](const Tensor& t, at::IntArrayRef sizes, const char* name) {
     if (t.defined()) check_sizes(t, sizes, reference(a), name);
   };
-  check(seeds.output, {a.p.steps, a.p.batch, a.p.hidden}, "grad_output");
-  check(seeds.h_n, {a.p.batch, a.p.hidden}, "grad_h_n");
+  check(seeds.output, {a.p.steps, a.p.batch, a.p.state()}, "grad_output");
+  check(seeds.h_n, {a.p.batch, a.p.state()}, "grad_h_n");
   check(seeds.c_n, {a.p.batch, a.p.hidden}, "grad_c_n");
 }
 
@@ -281,8 +289,8 @@ Outputs run_forward(const Arguments& a, bool keep) {
   const c10::DeviceGuard guard(reference(a).device());
   const bool keep_gates = keep && (!p.is_elman() || p.zoneout > 0);
   Outputs r;
-  r.output = empty_pair(a, {p.steps, p.batch, p.hidden});
-  r.h_n = empty_pair(a, {p.batch, p.hidden});
+  r.output = empty_pair(a, {p.steps, p.batch, p.state()});
+  r.h_n = empty_pair(a, {p.batch, p.state()});
   r.c_n = empty_pair(a, {p.has_cell() ? p.batch : 0, p.hidden});
   r.cells = empty_pair(a, {keep && p.has_cell() ? p.steps : 0, p.batch, p.hidden});
   r.gates = empty_pair(a, {keep_gates ? p.steps : 0, p.batch, p.kept() * p.hidden});
@@ -303,19 +311,24 @@ Outputs run_forward(const Arguments& a, bool keep) {
   const Tensor taken = taken_rows(a);
   const auto [sums, sums_row] =
       input_sums(a.input.value, a.w_ih.value, p.dual ? Tensor() : r.gates.value, taken);
-  Pair states, cell_states;
+  Pair states, cell_states, inner;
   if (!on_cpu_kernels(reference(a))) {
-    states = empty_pair(a, {2, p.batch, p.hidden});
+    states = empty_pair(a, {2, p.batch, p.state()});
     if (p.has_cell()) cell_states = empty_pair(a, {2, p.batch, p.hidden});
+    if (p.has_inner()) inner = empty_pair(a, {2, p.batch, p.hidden});
   }
   const Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
-  kernels.forward(
-      p,
-      {numbers(a.h0), numbers(a.c0), numbers(a.w_hh), numbers(a.b_ih), numbers(a.b_hh),
-       numbers(a.peephole), masks_of(a), numbers(all_sums), sums_row, numbers_out(r.output),
-       numbers_out(r.h_n), numbers_out(r.c_n), numbers_out(r.cells), numbers_out(r.gates),
-       numbers_out(states), numbers_out(cell_states)},
-      context_for(reference(a)));
+  LayerForward t;
+  t.h0 = numbers(a.h0), t.c0 = numbers(a.c0);
+  t.w_hh = numbers(a.w_hh), t.w_hr = numbers(a.w_hr);
+  t.b_ih = numbers(a.b_ih), t.b_hh = numbers(a.b_hh), t.peephole = numbers(a.peephole);
+  t.masks = masks_of(a);
+  t.sums = numbers(all_sums), t.sums_row = sums_row;
+  t.output = numbers_out(r.output), t.h_n = numbers_out(r.h_n), t.c_n = numbers_out(r.c_n);
+  t.cells = numbers_out(r.cells), t.gates = numbers_out(r.gates);
+  t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
+  t.inner = numbers_out(inner);
+  kernels.forward(p, t, context_for(reference(a)));
   return r;
 }
 
@@ -336,13 +349,13 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
     return result;
   };
   const int64_t columns = p.gates() * p.hidden;
-  const bool is_gru = p.cell == LayerCell::gru;
+  const bool two_sums = p.cell == LayerCell::gru;
   Gradients g;
-  g.h = seed(seeds.h_n, {p.batch, p.hidden});
+  g.h = seed(seeds.h_n, {p.batch, p.state()});
   if (p.has_cell()) g.c = seed(seeds.c_n, {p.batch, p.hidden});
   if (p.has_peephole()) g.peephole = seed({}, {p.batch, 3 * p.hidden});
   g.sums = empty_pair(a, {p.steps, p.batch, columns});
-  g.hidden_sums = is_gru ? empty_pair(a, {p.steps, p.batch, columns}) : g.sums;
+  g.hidden_sums = two_sums ? empty_pair(a, {p.steps, p.batch, columns}) : g.sums;
   g.taken = taken_rows(a);
   const auto before = [&](bool dropped) {
     if (p.steps == 0) return Pair{};
@@ -352,28 +365,31 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
     return result;
   };
   Pair h_before;
-  if (is_gru) h_before = before(false);
-  if (need_before) g.before = is_gru && !a.dropout.defined() ? h_before : before(true);
+  if (p.is_gru()) h_before = before(false);
+  if (need_before) g.before = p.is_gru() && !a.dropout.defined() ? h_before : before(true);
+  if (p.projection > 0) {
+    g.projected = empty_pair(a, {p.steps, p.batch, p.projection});
+    g.unprojected = empty_pair(a, {p.steps, p.batch, p.hidden});
+  }
   if (p.units() == 0 || p.steps == 0) return g;
-  Pair direct;
-  if (!on_cpu_kernels(reference(a))) direct = empty_pair(a, {p.batch, p.hidden}, wide);
-  const Pair& gates = kept.gates.value.numel() > 0 ? kept.gates : kept.output;
-  kernels.backward(p,
-                   {{data(seeds.output), nullptr},
-                    numbers(gates),
-                    numbers(kept.cells),
-                    numbers(a.c0),
-                    numbers(h_before),
-                    numbers(a.w_hh),
-                    numbers(a.peephole),
-                    masks_of(a),
-                    numbers_out(g.sums),
-                    is_gru ? numbers_out(g.hidden_sums) : NumbersOut{},
-                    numbers_out(g.h),
-                    numbers_out(g.c),
-                    numbers_out(g.peephole),
-                    numbers_out(direct)},
-                   context_for(reference(a)));
+  Pair direct, inner;
+  if (!on_cpu_kernels(reference(a))) {
+    direct = empty_pair(a, {p.batch, p.state()}, wide);
+    if (p.has_inner()) inner = empty_pair(a, {p.batch, p.hidden}, wide);
+  }
+  LayerBackward t;
+  t.grad_output.value = data(seeds.output);
+  t.gates = numbers(kept.gates.value.numel() > 0 ? kept.gates : kept.output);
+  t.cells = numbers(kept.cells), t.c0 = numbers(a.c0), t.h_before = numbers(h_before);
+  t.w_hh = numbers(a.w_hh), t.w_hr = numbers(a.w_hr), t.peephole = numbers(a.peephole);
+  t.masks = masks_of(a);
+  t.grad_sums = numbers_out(g.sums);
+  if (two_sums) t.grad_hidden_sums = numbers_out(g.hidden_sums);
+  t.grad_h = numbers_out(g.h), t.grad_c = numbers_out(g.c);
+  t.grad_peephole = numbers_out(g.peephole);
+  t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
+  t.direct = numbers_out(direct), t.inner = numbers_out(inner);
+  kernels.backward(p, t, context_for(reference(a)));
   return g;
 }
 
@@ -394,6 +410,15 @@ Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& facto
   if (left.size(0) == 0) return at::zeros({of.size(2), factor.size(-1)}, of.options());
   const Tensor right = factor.contiguous().view({rows, factor.size(-1)});
   return product(left, true, gather(right, g.taken));
+}
+
+Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
+                              const Tensor& before, const Tensor& gates) {
+  if (a.p.cell != LayerCell::gru_reset_before) return weight_gradient(g, of, before);
+  const int64_t hidden = a.p.hidden;
+  const Tensor reset = at::mul(gates.narrow(2, 0, hidden), before);
+  return at::cat({weight_gradient(g, of.narrow(2, 0, 2 * hidden).contiguous(), before),
+                  weight_gradient(g, of.narrow(2, 2 * hidden, hidden).contiguous(), reset)});
 }
 
 Tensor bias_gradient(const Gradients& g, const Tensor& of) {

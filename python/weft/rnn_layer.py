@@ -27,47 +27,40 @@ GATES = {
     "lstm_peephole_previous": 4,
     "lstm_coupled": 3,
     "gru": 3,
+    "gru_reset_before": 3,
     "rnn_tanh": 1,
     "rnn_relu": 1,
 }
 
 # Arguments of a layer that have a gradient, and masks that have none.
-_TENSORS, _MASKS = 8, 5
+_TENSORS, _MASKS = 9, 5
 
 
 # ---- fake implementations ------------------------------------------------------------------------
 
 
 @torch.library.register_fake("weft::rnn_layer")
-def _(
-    input: Tensor, h0: Tensor, c0: Tensor | None, w_ih: Tensor, w_hh: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    zoneout, cell, _reverse, keep = rest[-4:]
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    input, h0, c0, _, w_hh = args[:5]
+    zoneout, cell, _, keep = args[-4:]
     steps, batch, _ = input.shape
-    hidden = w_hh.shape[1]
+    size, hidden = h0.shape[1], w_hh.shape[0] // GATES[cell]
     kept = 4 if cell == "gru" else GATES[cell]
     keeps_gates = keep and (kept > 1 or zoneout > 0)
     return (
-        input.new_empty((steps, batch, hidden)),
-        input.new_empty((batch, hidden)),
+        input.new_empty((steps, batch, size)),
+        input.new_empty((batch, size)),
         input.new_empty((batch if c0 is not None else 0, hidden)),
         input.new_empty((steps if keep and c0 is not None else 0, batch, hidden)),
         input.new_empty((steps if keeps_gates else 0, batch, kept * hidden)),
     )
 
 
-def _argument_sizes(input: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor) -> list[Any]:
-    rows, hidden = w_hh.shape
-    return [
-        input.shape,
-        h0.shape,
-        h0.shape,
-        w_ih.shape,
-        w_hh.shape,
-        (rows,),
-        (rows,),
-        (3 * hidden,),
-    ]
+def _argument_sizes(input: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, cell: str) -> list[Any]:
+    rows, size = w_hh.shape
+    hidden = rows // GATES[cell]
+    c0, weights = (h0.shape[0], hidden), [w_ih.shape, w_hh.shape, (rows,), (rows,)]
+    return [input.shape, h0.shape, c0, *weights, (3 * hidden,), (size, hidden)]
 
 
 def _wanted(like: Tensor, sizes: list[Any], wanted: list[bool]) -> tuple[Tensor, ...]:
@@ -78,15 +71,15 @@ def _wanted(like: Tensor, sizes: list[Any], wanted: list[bool]) -> tuple[Tensor,
 @torch.library.register_fake("weft::rnn_layer_gradients")
 def _(*args: Any) -> tuple[Tensor, ...]:
     input, h0, _, w_ih, w_hh = args[3:8]
-    return _wanted(input, _argument_sizes(input, h0, w_ih, w_hh), args[-1])
+    return _wanted(input, _argument_sizes(input, h0, w_ih, w_hh, args[-3]), args[-1])
 
 
 @torch.library.register_fake("weft::rnn_layer_double_backward")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    input, h0, _, w_ih, w_hh = args[11:16]
-    whole = (*input.shape[:2], w_hh.shape[1])
-    sizes = [whole, h0.shape, h0.shape, *_argument_sizes(input, h0, w_ih, w_hh)]
-    return _wanted(input, sizes, args[-1])
+    input, h0, _, w_ih, w_hh = args[12:17]
+    of_arguments = _argument_sizes(input, h0, w_ih, w_hh, args[-3])
+    whole = (*input.shape[:2], h0.shape[1])
+    return _wanted(input, [whole, *of_arguments[1:3], *of_arguments], args[-1])
 
 
 # ---- autograd ------------------------------------------------------------------------------------
@@ -145,13 +138,9 @@ class RNNLayerGradients(Function):
     @staticmethod
     def compute(*args: Any) -> tuple[Tensor, ...]:
         *tensors, zoneout, cell, reverse, wanted = args
-        grads, (input, h0, c0, w_ih, w_hh, _, _, peephole), masks, kept = (
-            tensors[:3],
-            tensors[3:11],
-            tensors[11:16],
-            tensors[16:],
-        )
-        layer = (input, h0, c0, w_ih, w_hh, peephole)
+        grads, layer = tensors[:3], tensors[3 : 3 + _TENSORS]
+        masks, kept = tensors[3 + _TENSORS : -3], tensors[-3:]
+        layer = [*layer[:5], *layer[7:]]  # the biases are not needed
         how = (zoneout, cell, reverse, list(wanted))
         found = _rnn_layer_gradients(*grads, *layer, *kept, *masks, *how)
         return tuple(gradient for gradient, asked in zip(found, wanted, strict=True) if asked)
@@ -193,6 +182,7 @@ def rnn_layer(
     reverse: bool = False,
     *,
     peephole: Tensor | None = None,
+    w_hr: Tensor | None = None,
     resets: Tensor | None = None,
     dropout: Tensor | None = None,
     zoneout: float = 0.0,
@@ -204,23 +194,25 @@ def rnn_layer(
     Args:
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu": the step is that of
             `weft.functional.{lstm_cell, gru_cell, rnn_cell}`; or "lstm_peephole",
-            "lstm_peephole_previous", "lstm_coupled", as `weft.nn.LSTM` tells.
+            "lstm_peephole_previous", "lstm_coupled", as `weft.nn.LSTM` tells; or
+            "gru_reset_before", as `weft.nn.GRU` tells.
         input: ``[T, B, I]``; float32, float64, bfloat16 or float16, as all tensors.
-        state: ``(h0,)``, for an LSTM ``(h0, c0)``; each ``[B, H]``.
+        state: ``(h0,)``, for an LSTM ``(h0, c0)``; each ``[B, H]``, h0 of a projection ``[B, P]``.
         w_ih, w_hh, b_ih, b_hh: as the cell's; of "lstm_coupled" ``[3H, ...]``, rows f, g, o.
         lengths: int64 ``[B]`` or None: how many steps each row has. Beyond them its output is zero
             and its state stays; a reversed layer starts at each row's own last step.
         reverse: from the last step to the first.
         peephole: ``[3H]``, for i, f, o; the cells with peepholes only.
+        w_hr: ``[P, H]``, an LSTM's projection of h; then W_hh is ``[4H, P]``.
         resets: bool ``[T, B]`` or None: where true, that step starts from a state of zeros, in
             either direction, and no gradient passes.
-        dropout: ``[B, H]`` or None: multiplies the state as W_hh sees it, at all steps.
+        dropout: as h0, or None: multiplies the state as W_hh sees it, at all steps.
         zoneout: how much of the old state each unit keeps, from 0 to 1.
-        zones: in its place, for each state a mask ``[T, B, H]``: 1 where the old one is kept.
+        zones: in its place, for each state a mask, ``[T, …]`` of it: 1 where the old one is kept.
         recompute: keep nothing of the steps; backward runs forward again.
 
     Returns:
-        ``(output [T, B, H], (h_n,))``, for an LSTM ``(h_n, c_n)``.
+        ``(output [T, B, H or P], (h_n,))``, for an LSTM ``(h_n, c_n)``.
 
     Raises:
         RuntimeError: for sizes, dtypes or devices that do not fit, lengths out of range.
@@ -229,7 +221,7 @@ def rnn_layer(
     h0, c0 = state if len(state) == 2 else (state[0], None)
     zone_h, zone_c = (*zones, None, None)[:2]
     *layer, dropout, zone_h, zone_c = autocast_arguments(
-        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, dropout, zone_h, zone_c
+        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, dropout, zone_h, zone_c
     )
     args = (*layer, lengths, resets, dropout, zone_h, zone_c, zoneout, cell, reverse)
     if needs_grad(*layer):

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from weft.rnn_layer import rnn_layer
 
+_COMMON = ("zoneout", "recurrent_dropout", "recompute")
+
 
 def _check_rate(name: str, rate: float) -> float:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
@@ -48,28 +50,34 @@ class _Layer(torch.nn.RNNBase):
     def _cell(self) -> str:
         return self.mode.lower()
 
+    def _state_size(self) -> int:
+        return self.proj_size if self.proj_size > 0 else self.hidden_size
+
     def _weights(self, index: int) -> list[Any]:
-        """w_ih, w_hh, b_ih, b_hh of one layer and direction."""
-        return [*self.all_weights[index], None, None][:4]
+        """w_ih, w_hh, b_ih, b_hh, w_hr of one layer and direction."""
+        w_ih, w_hh, *rest = self.all_weights[index]
+        biases = rest[:2] if self.bias else [None, None]
+        return [w_ih, w_hh, *biases, rest[-1] if self.proj_size > 0 else None]
 
     def extra_repr(self) -> str:
         options = {
             name: getattr(self, name)
-            for name in ("peephole", "coupled_gates", "zoneout", "recurrent_dropout", "recompute")
-            if getattr(self, name, None)
+            for name in ("peephole", "coupled_gates", "reset_after", *_COMMON)
+            if getattr(self, name, None) != getattr(type(self), name, None)
         }
         return super().extra_repr() + "".join(f", {n}={value}" for n, value in options.items())
 
     def _masks(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
         """Recurrent dropout and zoneout of one layer and direction."""
-        sizes = (*x.shape[:2], self.hidden_size)
+        sizes = (self._state_size(), self.hidden_size)[: self._states]
         masks: dict[str, Any] = {"zoneout": self.zoneout}
         if self.training and self.recurrent_dropout > 0:
-            ones = weight.new_ones(sizes[1:])
+            ones = weight.new_ones((x.size(1), sizes[0]))
             masks["dropout"] = F.dropout(ones, self.recurrent_dropout)
         if self.training and self.zoneout > 0:
-            rate = weight.new_full(sizes, self.zoneout)
-            masks["zones"] = tuple(torch.bernoulli(rate) for _ in range(self._states))
+            masks["zones"] = tuple(
+                weight.new_empty((*x.shape[:2], size)).bernoulli_(self.zoneout) for size in sizes
+            )
         return masks
 
     def _directions(
@@ -86,7 +94,7 @@ class _Layer(torch.nn.RNNBase):
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                w_ih, w_hh, b_ih, b_hh = self._weights(index)
+                w_ih, w_hh, b_ih, b_hh, w_hr = self._weights(index)
                 name = f"weight_peephole_l{layer}" + ("_reverse" if direction else "")
                 output, final = rnn_layer(
                     self._cell(),
@@ -99,6 +107,7 @@ class _Layer(torch.nn.RNNBase):
                     lengths=lengths,
                     reverse=direction == 1,
                     peephole=getattr(self, name, None),
+                    w_hr=w_hr,
                     resets=resets,
                     recompute=self.recompute,
                     **self._masks(input, w_hh),
@@ -141,8 +150,10 @@ class _Layer(torch.nn.RNNBase):
             resets = self._given_resets(resets, x, packed, batched)
         if hx is None:
             layers = self.num_layers * (2 if self.bidirectional else 1)
-            zeros = x.new_zeros(layers, x.size(1), self.hidden_size)
-            states: tuple[Tensor, ...] = (zeros,) * count
+            sizes = (self._state_size(), self.hidden_size)[:count]
+            states: tuple[Tensor, ...] = tuple(
+                x.new_zeros(layers, x.size(1), size) for size in sizes
+            )
         else:
             _check_state(self, hx, batched, count)
             states = tuple(hx) if count == 2 else (hx,)
@@ -232,12 +243,21 @@ class RNN(_Layer, torch.nn.RNN):
 class GRU(_Layer, torch.nn.GRU):
     """`torch.nn.GRU`, each layer and direction one op over the whole sequence.
 
-    Args, ``forward`` and errors as `weft.nn.RNN` and `torch.nn.GRU`.
+    Args:
+        reset_after: False is the original GRU, ``n = tanh(W x + b + U (r ⊙ h) + b')`` (Cho et al.
+            2014); True is torch's, ``n = tanh(W x + b + r ⊙ (U h + b'))``. In both
+            ``h = (1 − z) ⊙ n + z ⊙ h``.
+        others: as `weft.nn.RNN` and `torch.nn.GRU`.
+
+    ``forward`` and errors as `weft.nn.RNN`.
     """
+
+    reset_after: bool = True
 
     def __init__(
         self,
         *args: Any,
+        reset_after: bool = True,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recompute: bool = False,
@@ -245,6 +265,10 @@ class GRU(_Layer, torch.nn.GRU):
     ) -> None:
         torch.nn.GRU.__init__(self, *args, **kwargs)
         self._set_options(zoneout, recurrent_dropout, recompute)
+        self.reset_after = bool(reset_after)
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
 
     def forward(
         self,
@@ -267,14 +291,14 @@ class LSTM(_Layer, torch.nn.LSTM):
         coupled_gates: ``c = f ⊙ c + (1 − f) ⊙ g``, no input gate (Greff et al. 2015); weights and
             biases are of ``[3 · hidden_size, …]``, rows f, g, o.
         zoneout, recurrent_dropout, recompute: as `weft.nn.RNN`; zoneout draws for h and c each.
-        others: as `torch.nn.LSTM`. With ``proj_size`` it runs torch's own kernels, and takes none
-            of the options above, nor `lengths` or `resets`.
+        others: as `torch.nn.LSTM`. ``proj_size`` goes with all of these; zoneout and recurrent
+            dropout then mask the projected h.
 
     ``forward`` and errors as `weft.nn.RNN`.
 
     Raises:
-        ValueError: for another `peephole`, and for options that exclude each other: `peephole` and
-            `coupled_gates`; `proj_size` and any of these.
+        ValueError: for another `peephole`, and for `peephole` with `coupled_gates`, which exclude
+            each other.
     """
 
     peephole: str | None = None
@@ -301,10 +325,10 @@ class LSTM(_Layer, torch.nn.LSTM):
         self._set_options(zoneout, recurrent_dropout, recompute)
         self.peephole = peephole
         self.coupled_gates = bool(coupled_gates)
-        if self.proj_size > 0 and (peephole or coupled_gates or zoneout or recurrent_dropout):
-            raise ValueError("LSTM: proj_size excludes the variants of the cell, got both")
         if coupled_gates:
             for name, parameter in list(self.named_parameters()):
+                if name.startswith("weight_hr"):
+                    continue
                 sizes = (3 * self.hidden_size, *parameter.shape[1:])
                 setattr(self, name, torch.nn.Parameter(parameter.new_empty(sizes)))
         if peephole is not None:
@@ -335,8 +359,4 @@ class LSTM(_Layer, torch.nn.LSTM):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> Any:
-        if self.proj_size > 0:
-            if lengths is not None or resets is not None:
-                raise ValueError("LSTM: proj_size excludes lengths and resets, got both")
-            return torch.nn.LSTM.forward(self, input, hx)
         return self._run(input, hx, lengths, resets)

@@ -1,0 +1,233 @@
+// fprop and dgrad of channels-last tensors on CPU as a tile product: vectors along the channels.
+//
+// A task is a block of destination pixels, from any rows and images, × a slab of destination
+// channels. For each place of the window a table holds where each pixel of the block reads the
+// source (a row of zeros in the padding); the batch-reduce product of gemm/packed_cpu.h then takes
+// the pixels' channels as rows of A and weights, packed once per call, as panels of B. Blocks of
+// weights stay in the first-level cache while all pixels of the block go through them, the block's
+// sums in the second-level one. A strided dgrad takes its pixels phase by phase, so that all of a
+// block meet the same places. Few channels: the places of a block of terms are one call, and where
+// the source is copied anyhow, its columns are padded, so that a row of the window is one run of
+// terms. The finished block is written in either layout. Bound: FLOPs. Groups much narrower than a
+// vector waste it.
+//
+// Operands are numbers of the accumulation type or, where the processor has products of bf16, words
+// of two neighbouring channels (pairs_cpu.h). Tried and lost: tiles of one row of pixels that take
+// all terms at once, which stream the weights once a row.
+#pragma once
+
+#include "conv/conv_panels.h"
+#include "conv/conv_pixel_walk.h"
+#include "conv/conv_transpose.h"
+#include "gemm/packed_cpu.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+inline constexpr int64_t kSlabVectors = 16;  // of destination channels that a task takes
+
+template <bool kPairs, int kVectors = kPanelVectors, class Acc>
+void panel_product(int vectors, const PackedBatch<Acc>& batch, int64_t rows, bool add,
+                   Acc* const* out) {
+  if constexpr (kVectors > 1) {
+    if (vectors < kVectors)
+      return panel_product<kPairs, kVectors - 1>(vectors, batch, rows, add, out);
+  }
+  packed_batch<kVectors, kPairs>(batch, rows, add, out);
+}
+
+// Sums of a block: for each place, channels and panel in turn.
+template <bool kPairs, class Acc>
+class BlockProduct {
+ public:
+  static constexpr int64_t kBatch = 16;
+  // Terms that are added up before they join a block's sums: a longer sum leaves more error.
+  static constexpr int64_t kSumTerms = 64;
+
+  BlockProduct() : table_(kBatch * kBlockPixels), ways_(kBlockPixels) {}
+
+  // sums[pixel, slab's lane]; `terms` of each place, which lie together.
+  template <class FindPixels>
+  void run(const FindPixels& find, const PixelPhase& phase, int64_t terms, int64_t pixels,
+           int64_t group_step, const WeightPanel<Acc>* panels, int64_t panel_count, Acc* sums,
+           int64_t sum_row) {
+    const int64_t most_places = least(kBatch, most(1, kSumTerms / most(terms, 1)));
+    const int64_t blocks = most(1, ceil_div(terms, kSumTerms));
+    bool add = false;
+    int64_t place = 0;
+    while (place < phase.places) {
+      int64_t found = 0;
+      int64_t index[kBatch];
+      for (; place < phase.places && found < most_places; ++place)
+        if (find(place, table_.data() + found * kBlockPixels)) index[found++] = place;
+      if (found == 0) break;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = terms * block / blocks, last = terms * (block + 1) / blocks;
+        Acc* column = sums;
+        for (int64_t i = 0; i < panel_count; ++i) {
+          const WeightPanel<Acc>& panel = panels[i];
+          const int64_t width = panel.vectors * kLanes<Acc>;
+          const Acc* weights[kBatch];
+          for (int64_t b = 0; b < found; ++b)
+            weights[b] = panel.weights + ((phase.first_place + index[b]) * terms + first) * width;
+          for (int64_t r = 0; r < pixels; ++r) ways_[r] = column + r * sum_row;
+          panel_product<kPairs>(panel.vectors,
+                                PackedBatch<Acc>{table_.data(), kBlockPixels, weights, found,
+                                                 panel.group * group_step + first, last - first},
+                                pixels, add, ways_.data());
+          column += width;
+        }
+        add = true;
+      }
+    }
+    if (!add)
+      for (int64_t r = 0; r < pixels; ++r) fill(sums + r * sum_row, sum_row, Acc{0});
+  }
+
+ private:
+  Scratch<const Acc*> table_;
+  Scratch<Acc*> ways_;
+};
+
+template <bool kPairs, class T>
+void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
+                   const T* bias, T* dst, const Context& context) {
+  using Acc = accumulate_t<T>;
+  using Stored = std::conditional_t<kPairs, T, Acc>;  // a source's elements
+  constexpr int64_t kWord = kPairs ? 2 : 1;           // of them in an operand
+  constexpr int64_t kLane = kLanes<T>;
+  const bool planes = !p.channels_last;
+  // Few channels: the copy's padded columns make a row of the window one run of terms.
+  const bool folded = !g.transposed && p.groups == 1 && g.src_channels < 16 &&
+                      p.window[2].dilation == 1 && p.window[2].size > 1;
+  const int64_t channels = round_up(g.src_channels, kWord);
+  const bool padded = folded || channels != g.src_channels;
+  const bool copies = planes || padded || !std::is_same_v<T, Stored>;
+  PixelSource<Acc> source{};
+  source.pixel = p.groups * channels / kWord;
+  source.lead = folded ? p.window[2].padding : 0;
+  source.columns = folded ? most(source.lead + g.src[2], p.window[2].first_input(g.dst[2] - 1) +
+                                                             source.lead + p.window[2].size)
+                          : g.src[2];
+
+  const int64_t places = p.window_elements() / (folded ? p.window[2].size : 1);
+  Scratch<Place> place(places);
+  int64_t phase_count = 1;
+  if (g.transposed)
+    for (int axis = 0; axis < 3; ++axis) phase_count *= least(p.window[axis].stride, g.dst[axis]);
+  Scratch<PixelPhase> phases(phase_count);
+  list_phases(p, g, folded, phases.data(), place.data());
+  const PixelPhase* const last_phase = phases.data() + phase_count - 1;
+  const int64_t met = last_phase->first_place + last_phase->places;  // places
+
+  const int64_t vectors = ceil_div(g.dst_channels, kLane);
+  const int64_t terms = channels / kWord * (folded ? p.window[2].size : 1);
+  const PanelLayout layout{p.groups, vectors, ceil_div(vectors, kPanelVectors), terms, met};
+  const int64_t panel_count = layout.groups * layout.panels;
+  Scratch<Acc> packed(p.groups * vectors * kLane * layout.terms());
+  Scratch<WeightPanel<Acc>> panels(panel_count);
+  pack_panels<kPairs>(p, g, layout, place.data(), folded, weights, packed.data(), panels.data(),
+                      context);
+  Scratch<Acc> wide_bias(p.groups * vectors * kLane);
+  fill(wide_bias.data(), p.groups * vectors * kLane, Acc{0});
+  if (bias != nullptr)
+    for (int64_t i = 0; i < p.groups; ++i)
+      for (int64_t k = 0; k < g.dst_channels; ++k)
+        wide_bias[i * vectors * kLane + k] = widen(bias[i * g.dst_channels + k]);
+  const int64_t zero_count = source.pixel * (folded ? p.window[2].size : 1);
+  Scratch<Acc> zeros(zero_count);
+  fill(zeros.data(), zero_count, Acc{0});
+
+  const int64_t slab = most(1, kSlabVectors / ceil_div(vectors, layout.panels));
+  const int64_t slabs = ceil_div(panel_count, slab);
+  const int64_t sum_row = least(slab, panel_count) * ceil_div(vectors, layout.panels) * kLane;
+  const int64_t src_image = p.groups * g.src_channels * g.src_positions();
+  const int64_t dst_image = p.groups * g.dst_channels * g.dst_positions();
+  const int64_t images = copies ? images_at_a_time(p.n, src_image) : p.n;
+  Scratch<Acc> copy(copies ? images * source.image(g) : 0);
+  Scratch<T> last(copies && planes && !padded && !std::is_same_v<T, Stored> ? images * src_image
+                                                                            : 0);
+  for (int64_t n = 0; n < p.n; n += images) {
+    const int64_t loaded = least(images, p.n - n);
+    const T* const from = src + n * src_image;
+    auto* const stored = reinterpret_cast<Stored*>(copy.data());
+    source.data = copies ? copy.data() : reinterpret_cast<const Acc*>(from);
+    if (padded) {
+      copy_padded(p, g, from, loaded, source.lead, source.columns, channels, stored, context);
+    } else if (copies) {
+      const int64_t src_channels = p.groups * g.src_channels;
+      if constexpr (std::is_same_v<T, Stored>) {
+        transpose(from, loaded, src_channels, g.src_positions(), stored, context);
+      } else {
+        if (planes) transpose(from, loaded, src_channels, g.src_positions(), last.data(), context);
+        copy_rows(stored, planes ? last.data() : from, loaded * src_image, context);
+      }
+    }
+    for (int64_t i = 0; i < phase_count; ++i) {
+      const PixelPhase& phase = phases[i];
+      const int64_t all = loaded * phase.image();
+      const int64_t step = phase_count == 1 ? 1 : phase.axis[2].step;
+      // Several tasks, whatever the number of threads.
+      const int64_t size = least(kBlockPixels, round_up(ceil_div(all, 8), 24));
+      const int64_t blocks = ceil_div(all, size);
+      parallel_for(context, blocks * slabs, 1, [&](int64_t begin, int64_t end) {
+        Scratch<PixelRun> runs(size);
+        Scratch<PixelSegment> segments(size);
+        Scratch<Acc> sums(size * sum_row);
+        BlockProduct<kPairs, Acc> product;
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t first = task / slabs * size;
+          const int64_t pixels = least(size, all - first);
+          const int64_t first_panel = task % slabs * slab;
+          const int64_t last_panel = least(first_panel + slab, panel_count);
+          const int64_t run_count = list_runs(phase, first, first + pixels, runs.data());
+          const auto find = [&](int64_t at, const Acc** out) {
+            return find_pixels(p, g, source, zeros.data(), runs.data(), run_count,
+                               place[phase.first_place + at], out);
+          };
+          product.run(find, phase, terms, pixels, channels / kWord, panels.data() + first_panel,
+                      last_panel - first_panel, sums.data(), sum_row);
+          const int64_t segment_count =
+              list_segments(g, runs.data(), run_count, phase_count == 1, segments.data());
+          const Acc* column = sums.data();
+          for (int64_t at = first_panel; at < last_panel; ++at) {
+            const WeightPanel<Acc>& panel = panels[at];
+            const int64_t width = panel.vectors * kLane;
+            const int64_t lanes = least(width, g.dst_channels - panel.first);
+            const int64_t channel = panel.group * g.dst_channels + panel.first;
+            const Acc* const panel_bias =
+                wide_bias.data() + panel.group * vectors * kLane + panel.first;
+            for (int64_t s = 0; s < segment_count; ++s) {
+              const PixelSegment& segment = segments[s];
+              T* const image = dst + (n + segment.n) * dst_image;
+              const Acc* const from_sums = column + segment.first * sum_row;
+              if (planes)
+                store_planes(p, segment, step, from_sums, sum_row, panel_bias,
+                             image + channel * g.dst_positions() + segment.at, g.dst_positions(),
+                             lanes);
+              else
+                store_pixels(p, segment, step, from_sums, sum_row, panel_bias,
+                             image + segment.at * p.groups * g.dst_channels + channel,
+                             p.groups * g.dst_channels, lanes);
+            }
+            column += width;
+          }
+        }
+      });
+    }
+  }
+}
+
+template <class T>
+void gather_product(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
+                    const T* bias, T* dst, const Context& context) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (has_pairs()) return gather_blocks<true>(p, g, src, weights, bias, dst, context);
+  }
+#endif
+  gather_blocks<false>(p, g, src, weights, bias, dst, context);
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

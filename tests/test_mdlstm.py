@@ -14,6 +14,7 @@ import weft.testing
 from harness import DTYPES, check_against_native, check_deterministic, sliced
 from weft import _C
 from weft.functional import mdlstm2d
+from weft.reference import mdlstm2d as native
 
 # Height, width, batch, inputs, hidden.
 SIZES = [(3, 4, 2, 3, 5), (5, 2, 1, 2, 19), (1, 4, 3, 2, 6), (4, 1, 2, 3, 6), (2, 3, 30, 3, 4)]
@@ -39,24 +40,6 @@ def problem(
         .requires_grad_()
         for name, s in sizes.items()
     }
-
-
-def native(x: Tensor, w_ih: Tensor, w_above: Tensor, w_left: Tensor, bias: Tensor) -> Tensor:
-    """Site by site; the formulas as they are in the paper."""
-    height, width, batch, _ = x.shape
-    zero = x.new_zeros(batch, w_above.shape[1])
-    states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-    for row in range(height):
-        for column in range(width):
-            h_above, c_above = states.get((row - 1, column), (zero, zero))
-            h_left, c_left = states.get((row, column - 1), (zero, zero))
-            sums = x[row, column] @ w_ih.t() + h_above @ w_above.t() + h_left @ w_left.t() + bias
-            i, a, b, g, o = sums.chunk(5, -1)
-            c = torch.sigmoid(a) * c_above + torch.sigmoid(b) * c_left
-            c = c + torch.sigmoid(i) * torch.tanh(g)
-            states[row, column] = (torch.sigmoid(o) * torch.tanh(c), c)
-    rows = [torch.stack([states[y, x][0] for x in range(width)]) for y in range(height)]
-    return torch.stack(rows)
 
 
 def run(

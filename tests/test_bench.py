@@ -18,7 +18,8 @@ from weft.bench import measure as measuring
 from weft.bench import report
 from weft.bench import rows as row_data
 from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
-from weft.bench.rows import CellRow, ConvRow, Cost, LayerRow, PoolRow, rows
+from weft.bench.rows import CellRow, ConvRow, Cost, LayerRow, PoolRow, VariantRow, rows
+from weft.bench.steps import VARIANTS
 from weft.bench.unlisted import GENERATORS, unlisted
 
 CPU = torch.device("cpu")
@@ -174,6 +175,14 @@ def test_calls_run_on_rotating_inputs() -> None:
     call = problem.call("weft")
     gradients = [call(i)[0] for i in range(len(problem._inputs) + 1)]
     assert torch.equal(gradients[0], gradients[-1])
+
+
+@pytest.mark.parametrize("op", VARIANTS)
+def test_variants_are_their_steps(op: str) -> None:
+    row = VariantRow(op, F32, "", True, 3, 2, 5)
+    steps = row.native()
+    found = row.weft(steps)(*(inputs := row.inputs()))
+    torch.testing.assert_close(found[0], steps(*inputs)[0])
 
 
 @pytest.mark.parametrize("direction", row_data.DIRECTIONS)

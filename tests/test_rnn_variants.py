@@ -20,7 +20,8 @@ from weft import _C
 from weft.rnn_layer import GATES, rnn_layer
 
 PROJECTED = "lstm, projected"
-CELLS = [*GATES, PROJECTED]
+NORMALISED = [f"{cell}, normalised" for cell in ("lstm", "gru", "gru_reset_before", "rnn_tanh")]
+CELLS = [*GATES, PROJECTED, *NORMALISED]
 SIZE = (5, 4, 3, 19)
 
 
@@ -49,13 +50,14 @@ def problem(
         sizes["peephole"] = (3 * hidden,)
     if cell == PROJECTED:
         sizes["w_hr"] = (size_h, hidden)
+    if cell in NORMALISED:
+        sizes |= {"norm_ih": (rows,), "norm_hh": (rows,)}
     scaled = {"w_ih", "w_hh", "b_ih", "b_hh", "peephole", "w_hr"}
-    return {
-        name: (torch.randn(s, dtype=dtype, device=device) * (hidden**-0.5 if name in scaled else 1))
-        .detach()
-        .requires_grad_()
-        for name, s in sizes.items()
-    }
+    given = {name: torch.randn(s, dtype=dtype, device=device) for name, s in sizes.items()}
+    for name in scaled & given.keys():
+        given[name] *= hidden**-0.5
+    given["h"] = given["h"].tanh()  # as a layer's own states: in (-1, 1)
+    return {name: t.requires_grad_() for name, t in given.items()}
 
 
 def masks(
@@ -102,6 +104,14 @@ KINDS = (
 )
 
 
+def normalised(sums: Tensor, scale: Tensor | None, hidden: int) -> Tensor:
+    """Each gate's block of `sums` [B, gates * H] on its own."""
+    if scale is None:
+        return sums
+    blocks = torch.nn.functional.layer_norm(sums.unflatten(-1, (-1, hidden)), (hidden,))
+    return blocks.flatten(-2) * scale
+
+
 def step(
     cell: str,
     xs: Tensor,
@@ -112,13 +122,22 @@ def step(
     b_hh: Tensor,
     peephole: Tensor | None,
     w_hr: Tensor | None,
+    norm: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """(h', c') from the input's sums `xs`; the formulas as they are written in the papers."""
+    cell = cell.split(",")[0]
     if cell == "gru_reset_before":
         (xr, xz, xn), (ur, uz, un), (br, bz, bn) = (t.chunk(3, -1) for t in (xs, w_hh.t(), b_hh))
+        if norm is not None:
+            nr, nz, nn = norm.chunk(3)
+            size = h.shape[1]
+            r = torch.sigmoid(xr + normalised(fed @ ur, nr, size) + br)
+            z = torch.sigmoid(xz + normalised(fed @ uz, nz, size) + bz)
+            n = torch.tanh(xn + normalised((r * fed) @ un, nn, size) + bn)
+            return (1 - z) * n + z * h, None
         r, z = torch.sigmoid(xr + fed @ ur + br), torch.sigmoid(xz + fed @ uz + bz)
         return (1 - z) * torch.tanh(xn + (r * fed) @ un + bn) + z * h, None
-    hs = fed @ w_hh.t() + b_hh
+    hs = normalised(fed @ w_hh.t(), norm, h.shape[1]) + b_hh
     if cell == "gru":
         (xr, xz, xn), (hr, hz, hn) = xs.chunk(3, 1), hs.chunk(3, 1)
         r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
@@ -154,6 +173,8 @@ def plain(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
         c: Tensor | None = None,
         peephole: Tensor | None = None,
         w_hr: Tensor | None = None,
+        norm_ih: Tensor | None = None,
+        norm_hh: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         outputs = [torch.zeros_like(h)] * len(x)
         dropout = options["dropout"].to(x.dtype) if "dropout" in options else None
@@ -163,9 +184,9 @@ def plain(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
             if resets is not None:
                 old = [torch.where(resets[time][:, None], 0, state) for state in old]
             fed = old[0] if dropout is None else old[0] * dropout
-            xs = x[time] @ w_ih.t() + b_ih
+            xs = normalised(x[time] @ w_ih.t(), norm_ih, h.shape[1]) + b_ih
             state = old[1] if c is not None else None
-            stepped = step(cell, xs, old[0], state, fed, w_hh, b_hh, peephole, w_hr)
+            stepped = step(cell, xs, old[0], state, fed, w_hh, b_hh, peephole, w_hr, norm_hh)
             new = [s for s in stepped if s is not None]
             if zoneout > 0:
                 keep = [zone[time] for zone in zones] or [zoneout] * len(new)
@@ -187,7 +208,9 @@ def layer(cell: str, options: dict[str, Any]) -> Callable[..., tuple[Tensor, ...
         x: Tensor, h: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, **rest: Tensor
     ) -> tuple[Tensor, ...]:
         state = (h, rest["c"]) if "c" in rest else (h,)
-        special = {"peephole": rest.get("peephole"), "w_hr": rest.get("w_hr")}
+        special: dict[str, Any] = {"peephole": rest.get("peephole"), "w_hr": rest.get("w_hr")}
+        if "norm_ih" in rest:
+            special["norms"] = (rest["norm_ih"], rest["norm_hh"])
         name = cell.split(",")[0]
         output, final = rnn_layer(name, x, state, w_ih, w_hh, b_ih, b_hh, **special, **options)
         return output, *final
@@ -354,6 +377,7 @@ def test_opcheck(cell: str, device: torch.device) -> None:
     given = {n: t.detach() for n, t in problem(cell, size, device=device).items()}
     options = masks(cell, "all", size, torch.float64, device)
     names = ("x", "h", "c", "w_ih", "w_hh", "b_ih", "b_hh", "peephole", "w_hr")
+    names = (*names, "norm_ih", "norm_hh")
     tensors = [given.get(name) for name in names]
     zones = (*options["zones"], None)[:2]
     how = (options["lengths"], options["resets"], options["dropout"], *zones, 0.3)
@@ -361,10 +385,10 @@ def test_opcheck(cell: str, device: torch.device) -> None:
     ops, kinds = torch.ops.weft, ("test_schema", "test_faketensor")
     for keep in (True, False):
         torch.library.opcheck(ops.rnn_layer, (*tensors, *how, keep), test_utils=kinds)
-    output, h_n, c_n, cells, gates = ops.rnn_layer(*tensors, *how, True)
+    output, h_n, c_n, *kept = ops.rnn_layer(*tensors, *how, True)
     grads = (output, h_n, c_n if has_cell(cell) else None)
     wanted = [t is not None for t in tensors]
-    arguments = (*grads, *tensors[:5], *tensors[7:], output, cells, gates, *how, wanted)
+    arguments = (*grads, *tensors[:5], *tensors[7:], output, *kept, *how, wanted)
     torch.library.opcheck(ops.rnn_layer_gradients, arguments, test_utils=kinds)
     second = (*tensors, *grads, *tensors, *how, [True, True, has_cell(cell), *wanted])
     torch.library.opcheck(ops.rnn_layer_double_backward, second, test_utils=kinds)
@@ -454,6 +478,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("GRU", {"zoneout": 0.2, "recompute": True}),
     ("GRU", {"reset_after": False}),
     ("RNN", {"zoneout": 0.2, "recurrent_dropout": 0.3}),
+    ("LSTM", {"layer_norm": True, "peephole": "standard", "zoneout": 0.2}),
+    ("LSTM", {"layer_norm": True, "coupled_gates": True, "proj_size": 2}),
+    ("GRU", {"layer_norm": True, "reset_after": False}),
+    ("RNN", {"layer_norm": True, "recompute": True}),
+    ("LSTM", {"recompute": True}),
 ]
 
 
@@ -478,6 +507,9 @@ def test_modules(name: str, options: dict[str, Any], device: torch.device) -> No
             f"weight_peephole_l{k}{suffix}" for k in range(2) for suffix in ("", "_reverse")
         ]
         assert module.weight_peephole_l0.shape == (15,)
+    if "layer_norm" in options:
+        assert "weight_norm_hh_l1_reverse" in module.state_dict()
+        assert (module.weight_norm_ih_l0 == 1).all()
     if "coupled_gates" in options:
         assert module.weight_ih_l0.shape == (15, 3)
 
@@ -527,6 +559,18 @@ def test_resets_are_separate_sequences(name: str, device: torch.device) -> None:
     module.batch_first = False
     padded, _ = pad_packed_sequence(module(packed, resets=resets)[0])
     torch.testing.assert_close(padded[:5], output[:5])
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_revert_refuses_variants(name: str, options: dict[str, Any]) -> None:
+    """torch's layer would compute something else; but `recompute` changes no number."""
+    module = torch.nn.Sequential(getattr(weft.nn, name)(3, 5, **options))
+    if set(options) == {"recompute"}:
+        assert type(weft.revert(module)[0]) is getattr(torch.nn, name)
+        return
+    with pytest.raises(ValueError, match=rf"no {name} with .*at '0'"):
+        weft.revert(module)
+    assert type(module[0]) is getattr(weft.nn, name)
 
 
 # ---- errors --------------------------------------------------------------------------------------

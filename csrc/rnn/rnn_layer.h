@@ -10,6 +10,10 @@
 //   zoneout           a state z of old and 1 - z of new: z is 0 or 1 from `zone_h`, `zone_c`
 //                     [T, B, S], [T, B, H], or where those are null the problem's `zoneout` itself.
 //
+//
+// Layer normalisation (Ba et al. 2016) is of W_ih x and of W_hh h, each gate's block of H sums on
+// its own: scale * (s - mean) / sqrt(variance + eps), to which the bias is added.
+//
 // Everything may be run on dual numbers (cell_math.h): each tensor then comes with its derivative.
 // The gradient of <u, backward(g)> is found so: forward in the direction u gives the part of g, and
 // backward of those dual numbers the parts of everything else.
@@ -21,6 +25,8 @@
 #include "core/dtype.h"
 
 namespace weft {
+
+constexpr double kNormEpsilon = 1e-5;  // as torch.nn.LayerNorm
 
 enum class LayerCell : uint8_t {
   lstm,
@@ -48,14 +54,14 @@ struct LayerProblem {
   constexpr bool has_peephole() const {
     return cell == LayerCell::lstm_peephole || cell == LayerCell::lstm_peephole_previous;
   }
-  constexpr bool is_gru() const {
+  WEFT_HD constexpr bool is_gru() const {
     return cell == LayerCell::gru || cell == LayerCell::gru_reset_before;
   }
   // A second product within a step: U_n (r h), or the projection.
   constexpr bool has_inner() const { return projection > 0 || cell == LayerCell::gru_reset_before; }
-  constexpr bool is_elman() const { return cell >= LayerCell::tanh; }
+  WEFT_HD constexpr bool is_elman() const { return cell >= LayerCell::tanh; }
   // Rows of W_hh for one unit: the sums of a step.
-  constexpr int64_t gates() const {
+  WEFT_HD constexpr int64_t gates() const {
     if (is_elman()) return 1;
     return is_gru() || cell == LayerCell::lstm_coupled ? 3 : 4;
   }
@@ -99,14 +105,17 @@ struct LayerForward {
   Numbers b_ih;      // [gates * H] or null
   Numbers b_hh;      // [gates * H] or null
   Numbers peephole;  // [3 * H]
+  Numbers norm;      // [gates * H]: scale of W_hh h; null: not normalised
   LayerMasks masks;
-  Numbers sums;            // wide [T, B, ...]: W_ih x; may be the memory of `gates`
+  Numbers sums;            // wide [T, B, ...]: W_ih x, normalised; may be the memory of `gates`
   int64_t sums_row = 0;    // elements from one row of sums to the next
   NumbersOut output;       // [T, B, S]
   NumbersOut h_n;          // [B, S]
   NumbersOut c_n;          // [B, H]; cells with c only
   NumbersOut cells;        // [T, B, H]; cells with c only; not written if null
   NumbersOut gates;        // [T, B, kept, H]; not written if null
+  NumbersOut products;     // [T, B, gates * H]: W_hh h before normalisation; not written if null
+  NumbersOut step;         // wide [B, gates * H]; work memory of CUDA targets, if normalised
   NumbersOut states;       // [2, B, S]; work memory of CUDA targets
   NumbersOut cell_states;  // [2, B, H]; the same, cells with c only
   NumbersOut inner;        // [2, B, H]; the same, with an inner product only
@@ -121,9 +130,13 @@ struct LayerBackward {
   Numbers w_hh;         // [gates * H, S]
   Numbers w_hr;         // [P, H]; with a projection only
   Numbers peephole;     // [3 * H]
+  Numbers norm;         // [gates * H]; null: not normalised
+  Numbers products;     // [T, B, gates * H]; if normalised
   LayerMasks masks;
-  NumbersOut grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih
+  NumbersOut grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih, normalised
   NumbersOut grad_hidden_sums;  // the same of W_hh h + b_hh; GRU only, elsewhere they are equal
+  NumbersOut grad_products;     // the same of W_hh h before normalisation
+  NumbersOut grad_norm;         // the same: what each row adds to the gradient of `norm`
   NumbersOut grad_h;            // wide [B, S]: in, of the last state; out, of the first
   NumbersOut grad_c;            // the same of c, [B, H]; cells with c only
   NumbersOut grad_peephole;     // wide [B, 3, H]: in, zeros; out, the sum over the steps
@@ -133,9 +146,32 @@ struct LayerBackward {
   NumbersOut inner;             // wide [B, H]; the same, with an inner product only
 };
 
+// Rows of `gates` blocks of H numbers; of each row the blocks [first, end).
+struct NormForward {
+  int64_t rows = 0, first = 0, end = 0;
+  Numbers products;             // wide [rows, gates * H]
+  Numbers scale;                // [gates * H]
+  const bool* fresh = nullptr;  // [rows]: where true, products read as zeros; may be null
+  NumbersOut kept;              // [rows, gates * H]: a copy of products; not written if null
+  NumbersOut out;               // wide, rows `out_row` apart; may be the memory of products
+  int64_t out_row = 0;
+};
+
+// All [rows, gates * H].
+struct NormBackward {
+  int64_t rows = 0, first = 0, end = 0;
+  Numbers grad;  // of what was normalised
+  Numbers products;
+  Numbers scale;  // [gates * H]
+  NumbersOut grad_products;
+  NumbersOut grad_scale;  // what each row adds to the gradient of `scale`
+};
+
 struct LayerKernels {
   void (*forward)(const LayerProblem&, const LayerForward&, const Context&);
   void (*backward)(const LayerProblem&, const LayerBackward&, const Context&);
+  void (*normalise)(const LayerProblem&, const NormForward&, const Context&);
+  void (*normalise_backward)(const LayerProblem&, const NormBackward&, const Context&);
 };
 
 WEFT_DECLARE_KERNEL_TABLES(LayerKernels, layer_kernels)

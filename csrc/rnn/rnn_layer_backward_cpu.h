@@ -1,7 +1,7 @@
 // Backward of a recurrent layer on CPU, for numbers of either kind; see rnn_layer_cpu.cpp.
 #pragma once
 
-#include "rnn/rnn_layer_cpu.h"
+#include "rnn/rnn_layer_norm_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -25,7 +25,8 @@ struct BackwardOperands {
   // What a product reads: gradients themselves, or a wide copy of this step's.
   static constexpr bool kWide = sizeof(T) == sizeof(Acc);
   Numbers fed(int64_t time) const {
-    return part<Acc>(kWide ? hidden_sums() : sums,
+    const NumbersOut& whole = t.norm.value ? t.grad_products : hidden_sums();
+    return part<Acc>(kWide ? whole : sums,
                      (kWide ? time : time % 2) * p.batch * p.gates() * p.hidden);
   }
   Numbers fed_projected(int64_t time) const {
@@ -40,6 +41,7 @@ struct BackwardOperands {
     store_number<M, T>(t.grad_sums, place, of_x, at.count);
     if (t.grad_hidden_sums.value) store_number<M, T>(t.grad_hidden_sums, place, of_h, at.count);
     if constexpr (!kWide) {
+      if (t.norm.value) return;
       const int64_t held = (at.time % 2 * p.batch + at.row) * p.gates() + gate;
       store_number<M, Acc>(sums, held * p.hidden + at.unit, rounded<T>(of_h), at.count);
     }
@@ -156,6 +158,28 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T>& o, const At&
   }
 }
 
+// The blocks [first, end) of one row's gradients of sums, complete: of the products themselves.
+template <class M, class T>
+__attribute__((noinline)) void normalise_back(const BackwardOperands<T>& o, int64_t time,
+                                              int64_t row, int64_t first, int64_t end) {
+  using Acc = accumulate_t<T>;
+  const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
+  for (int64_t column = first * o.p.hidden; column < end * o.p.hidden; column += o.p.hidden) {
+    normalise_block_back<M, T>(part<T>(o.hidden_sums(), whole + column),
+                               part<T>(o.t.products, whole + column), part<T>(o.t.norm, column),
+                               o.p.hidden, shifted<T>(o.t.grad_products, whole + column),
+                               shifted<T>(o.t.grad_norm, whole + column));
+    if constexpr (!BackwardOperands<T>::kWide) {
+      const int64_t held = (time % 2 * o.p.batch + row) * width;
+      each_vector<T>(time, row, false, column, column + o.p.hidden, [&](const At& at) {
+        store_number<M, Acc>(o.sums, held + at.unit,
+                             load_number<M, T>(o.t.grad_products, whole + at.unit, at.count),
+                             at.count);
+      });
+    }
+  }
+}
+
 // A row without this step has no gradients of sums.
 template <class Cell, class M, class T>
 __attribute__((noinline)) void skip_back(const BackwardOperands<T>& o, const At& at) {
@@ -229,6 +253,14 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                          });
       });
       team.barrier();
+      // A thread normalises whole rows.
+      const auto normalise = [&](int64_t first, int64_t end) {
+        if (t.norm.value == nullptr) return;
+        for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i)
+          normalise_back<M>(o, time, rows.order[i], first, end);
+        team.barrier();
+      };
+      normalise(resets_before ? 2 : 0, p.gates());
       if (resets_before) {
         const Numbers of_n = part<Acc>(o.fed(time), depth);
         multiply<M>(v, v_derivative, of_n, sums, rows.order.data(), rows.fed, own_inner.begin,
@@ -236,6 +268,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                       reset_back<GruResetBeforeLayer, M>(o, At{time, row, unit, count}, sum(0));
                     });
         team.barrier();
+        normalise(0, 2);
       }
       multiply<M>(w, w_derivative, o.fed(time), sums, rows.order.data(), rows.fed, own.begin,
                   own.end,

@@ -5,6 +5,8 @@
 // backward, which is all that double backward needs.
 #pragma once
 
+#include <cmath>
+
 #include "core/dtype.h"
 #include "rnn/cell_math.h"
 #include "rnn/rnn_layer.h"
@@ -16,6 +18,15 @@ namespace weft {
 template <class V>
 WEFT_HD Dual<V> operator*(V a, Dual<V> b) {
   return {a * b.value, a * b.derivative};
+}
+
+// 1 / sqrt(x).
+WEFT_HD float inverse_root(float x) { return 1 / std::sqrt(x); }
+WEFT_HD double inverse_root(double x) { return 1 / std::sqrt(x); }
+template <class V>
+WEFT_HD Dual<V> inverse_root(Dual<V> x) {
+  const V root = inverse_root(x.value);
+  return {root, root * root * root * x.derivative * V{-0.5}};
 }
 
 // The functions of M on dual numbers.

@@ -12,6 +12,9 @@
 // A projection, and the GRU that resets before its product, have a second product within a step:
 // its factor goes through a buffer, and the step has one barrier more.
 //
+// Normalisation needs the whole of a row's products: these go through a buffer, the threads meet,
+// and each finishes some of the rows.
+//
 // Rows that have ended, or start afresh, are left out of the products. Bound: FLOPs for many rows;
 // for one, the packed weights' bytes each step, from the cache.
 #include "rnn/rnn_layer_backward_cpu.h"
@@ -40,6 +43,7 @@ void launch_backward(const LayerProblem& p, const LayerBackward& t, const Contex
 
 }  // namespace
 
-const LayerKernels layer_kernels = {launch_forward, launch_backward};
+const LayerKernels layer_kernels = {launch_forward, launch_backward, normalise_rows,
+                                    normalise_rows_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -18,6 +18,8 @@ namespace weft::WEFT_TARGET {
 // Defined in a translation unit of their own: they take as long to compile as all others.
 void layer_forward_dual(const LayerProblem& p, const LayerForward& t, const Context& context);
 void layer_backward_dual(const LayerProblem& p, const LayerBackward& t, const Context& context);
+void normalise_rows(const LayerProblem& p, const NormForward& t, const Context& context);
+void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const Context& context);
 
 namespace {
 
@@ -91,6 +93,12 @@ Numbers part(const Numbers& t, int64_t offset) {
   return {shift(t.value), shift(t.derivative)};
 }
 
+template <class T>
+NumbersOut shifted(const NumbersOut& t, int64_t offset) {
+  const auto shift = [&](void* from) { return from ? static_cast<T*>(from) + offset : nullptr; };
+  return {shift(t.value), shift(t.derivative)};
+}
+
 // Work memory for `count` numbers.
 template <class Acc>
 class Work {
@@ -100,10 +108,7 @@ class Work {
     if (dual) at_.derivative = memory_.data() + count;
   }
   const NumbersOut& at() const { return at_; }
-  NumbersOut at(int64_t offset) const {
-    return {static_cast<Acc*>(at_.value) + offset,
-            at_.derivative ? static_cast<Acc*>(at_.derivative) + offset : nullptr};
-  }
+  NumbersOut at(int64_t offset) const { return shifted<Acc>(at_, offset); }
 
  private:
   Scratch<Acc> memory_;

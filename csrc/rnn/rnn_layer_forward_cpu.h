@@ -1,7 +1,7 @@
 // Forward of a recurrent layer on CPU, for numbers of either kind; see rnn_layer_cpu.cpp.
 #pragma once
 
-#include "rnn/rnn_layer_cpu.h"
+#include "rnn/rnn_layer_norm_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -15,12 +15,16 @@ struct ForwardOperands {
   NumbersOut c;       // [B, H]
   NumbersOut inner;   // [B, H]: what an inner product sees
   NumbersOut update;  // [B, H]: z of a GRU that resets before
+  NumbersOut sums;    // [B, gates * H]: the state's products, if they are normalised
   int next;           // which of the two the step in hand writes
 
   int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
   int64_t state(const At& at) const { return at.row * p.state() + at.unit; }
   int64_t whole(const At& at, int64_t width) const {
     return (at.time * p.batch + at.row) * width + at.unit;
+  }
+  int64_t sum(const At& at, int gate) const {
+    return (at.row * p.gates() + gate) * p.hidden + at.unit;
   }
 };
 
@@ -148,6 +152,27 @@ __attribute__((noinline)) void skip_cell(const ForwardOperands<T>& o, const At& 
   for (int i = 0; i < Cell::kKept; ++i) store_kept<Cell, M>(o, at, i, typename M::Number{});
 }
 
+// The blocks [first, end) of one row's products, complete; a fresh row has none.
+template <class M, class T>
+__attribute__((noinline)) void normalise_products(const ForwardOperands<T>& o, int64_t time,
+                                                  int64_t row, bool fresh, int first, int end) {
+  using Acc = accumulate_t<T>;
+  const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
+  for (int gate = first; gate < end; ++gate) {
+    const int64_t column = gate * o.p.hidden;
+    each_vector<T>(time, row, fresh, column, column + o.p.hidden, [&](const At& at) {
+      if (fresh)
+        store_number<M, Acc>(o.sums, row * width + at.unit, typename M::Number{}, at.count);
+      if (o.t.products.value)
+        store_number<M, T>(o.t.products, whole + at.unit,
+                           load_number<M, Acc>(o.sums, row * width + at.unit, at.count), at.count);
+    });
+    const Numbers sums = part<Acc>(o.sums, row * width + column);
+    normalise_block<M, T>(sums, part<T>(o.t.norm, column), o.p.hidden,
+                          shifted<Acc>(o.sums, row * width + column));
+  }
+}
+
 template <class Cell, class T, bool kDual>
 void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
   using Acc = accumulate_t<T>;
@@ -157,6 +182,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
   using Inner = Panels<T, 4, 1>;
   const int64_t hidden = p.hidden, size = p.state(), units = p.units(), states = p.states();
   const bool dropped = t.masks.dropout != nullptr, two = p.has_inner();
+  const bool normalised = t.norm.value != nullptr;
   const WeightLayout layout = {hidden, size, 1, hidden * size, size};
   P w(layout, t.w_hh.value), w_derivative(layout, t.w_hh.derivative);
   // U_n is the last third of W_hh.
@@ -167,6 +193,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
   Work<Acc> state(2 * states, kDual), fed(dropped ? 2 * states : 0, kDual);
   Work<Acc> cell(Cell::kHasCell ? units : 0, kDual), inner(two ? units : 0, kDual);
   Work<Acc> update(Cell::kResetBefore ? units : 0, kDual);
+  Work<Acc> sums(normalised ? Cell::kGates * units : 0, kDual);
   const Work<Acc>& seen = dropped ? fed : state;
   copy_numbers<T, Acc>(t.h0, states, state.at());
   if constexpr (Cell::kHasCell) copy_numbers<T, Acc>(t.c0, units, cell.at());
@@ -180,6 +207,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                             cell.at(),
                             inner.at(),
                             update.at(),
+                            sums.at(),
                             0};
     Rows rows(p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
@@ -204,11 +232,28 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                   own.end,
                   [&](int64_t row, int64_t unit, int count, const auto& sum)
                       __attribute__((always_inline)) {
-                        typename M::Number sums[4] = {};
-                        for (int g = 0; g < kGates; ++g) sums[g] = sum(g);
-                        take_step<Cell, M>(o, At{time, row, unit, count}, sums);
+                        const At at = {time, row, unit, count};
+                        typename M::Number found[4] = {};
+                        for (int g = 0; g < kGates; ++g) found[g] = sum(g);
+                        if (!normalised) return take_step<Cell, M>(o, at, found);
+                        for (int g = 0; g < kGates; ++g)
+                          store_number<M, Acc>(o.sums, o.sum(at, g), found[g], count);
                       });
-      for (int64_t i = rows.fed; i < rows.active; ++i)
+      if (normalised) {  // whole rows are needed: a thread takes some of them
+        team.barrier();
+        for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
+          const int64_t row = rows.order[i];
+          const bool fresh = i >= rows.fed;
+          normalise_products<M>(o, time, row, fresh, 0, kGates);
+          each_vector<T>(time, row, fresh, 0, hidden, [&](const At& at) {
+            typename M::Number found[4] = {};
+            for (int g = 0; g < kGates; ++g)
+              found[g] = load_number<M, Acc>(o.sums, o.sum(at, g), at.count);
+            take_step<Cell, M>(o, at, found);
+          });
+        }
+      }
+      for (int64_t i = rows.fed; !normalised && i < rows.active; ++i)
         each_vector<T>(time, rows.order[i], true, own.first_unit, own.last_unit, [&](const At& at) {
           const typename M::Number none[4] = {};
           take_step<Cell, M>(o, at, none);
@@ -221,8 +266,20 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                         __attribute__((always_inline)) {
                           At at = {time, row, unit, count};
                           at.fresh = t.masks.resets && t.masks.resets[time * p.batch + row];
-                          finish_step<Cell, M>(o, at, sum(0));
+                          if (!Cell::kResetBefore || !normalised)
+                            return finish_step<Cell, M>(o, at, sum(0));
+                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum(0), count);
                         });
+        if (Cell::kResetBefore && normalised) {
+          team.barrier();
+          for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
+            const int64_t row = rows.order[i];
+            normalise_products<M>(o, time, row, i >= rows.fed, 2, 3);
+            each_vector<T>(time, row, i >= rows.fed, 0, hidden, [&](const At& at) {
+              finish_step<Cell, M>(o, at, load_number<M, Acc>(o.sums, o.sum(at, 2), at.count));
+            });
+          }
+        }
       }
       for (int64_t i = rows.active; i < p.batch; ++i) {
         each_vector<T>(time, rows.order[i], false, own.first_unit, own.last_unit,

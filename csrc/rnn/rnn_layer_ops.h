@@ -21,7 +21,7 @@ struct Pair {
 // Contiguous, and checked.
 struct Arguments {
   LayerProblem p;
-  Pair input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr;
+  Pair input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh;
   Tensor lengths, resets, dropout, zone_h, zone_c;
 };
 
@@ -34,7 +34,7 @@ struct GivenLayer {
   const Tensor &input, &h0;
   const OptionalTensor& c0;
   const Tensor &w_ih, &w_hh;
-  const OptionalTensor &b_ih, &b_hh, &peephole, &w_hr;
+  const OptionalTensor &b_ih, &b_hh, &peephole, &w_hr, &norm_ih, &norm_hh;
 };
 
 // Throws for arguments that do not fit.
@@ -43,6 +43,7 @@ Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::st
 
 struct Outputs {
   Pair output, h_n, c_n, cells, gates;
+  Pair input_products, products;  // W_ih x and W_hh h before normalisation
 };
 Outputs run_forward(const Arguments& a, bool keep);
 
@@ -55,12 +56,17 @@ void check_seeds(const Arguments& a, const Seeds& seeds);
 // grad_h, grad_c and grad_peephole are in the accumulation type.
 struct Gradients {
   Pair sums, hidden_sums, h, c, peephole;
-  Pair projected, unprojected;  // the two factors of W_hr's gradient
-  Pair before;                  // the state before each step as the product sees it
-  Tensor taken;                 // which of the T * B rows have a step; undefined where all count
+  Pair input_products, products;  // of W_ih x and W_hh h before normalisation; without it the sums'
+  Pair norm_ih, norm_hh;          // what each row adds to these gradients
+  Pair projected, unprojected;    // the two factors of W_hr's gradient
+  Pair before;                    // the state before each step as the product sees it
+  Tensor taken;                   // which of the T * B rows have a step; undefined where all count
 };
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);
+
+// `input` [T, B, I] w^T, in the accumulation type, [T * B, rows of w].
+Tensor wide_product(const Tensor& input, const Tensor& w);
 
 // Products of the sums' gradients `of` [T, B, gates * H].
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih);

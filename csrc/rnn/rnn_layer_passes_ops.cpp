@@ -252,6 +252,10 @@ Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::st
   TORCH_CHECK(given.peephole.has_value() == p.has_peephole(), "weft::", kOp,
               ": weight_peephole is for a cell with peepholes, and such a cell needs it");
   check_sizes(given.peephole, {3 * p.hidden}, input, "weight_peephole");
+  TORCH_CHECK(given.norm_ih.has_value() == given.norm_hh.has_value(), "weft::", kOp,
+              ": weight_norm_ih and weight_norm_hh go together, got one of them");
+  check_sizes(given.norm_ih, {rows}, input, "weight_norm_ih");
+  check_sizes(given.norm_hh, {rows}, input, "weight_norm_hh");
   check_mask(masks.lengths, {p.batch}, at::kLong, input, "lengths");
   check_mask(masks.resets, {p.steps, p.batch}, at::kBool, input, "resets");
   check_sizes(masks.dropout, state, input, "the mask of recurrent_dropout");
@@ -265,6 +269,7 @@ Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::st
   a.w_ih.value = given.w_ih.contiguous(), a.w_hh.value = given.w_hh.contiguous();
   a.b_ih.value = contiguous(given.b_ih), a.b_hh.value = contiguous(given.b_hh);
   a.peephole.value = contiguous(given.peephole), a.w_hr.value = contiguous(given.w_hr);
+  a.norm_ih.value = contiguous(given.norm_ih), a.norm_hh.value = contiguous(given.norm_hh);
   a.lengths = contiguous(masks.lengths), a.resets = contiguous(masks.resets);
   a.dropout = contiguous(masks.dropout);
   a.zone_h = contiguous(masks.zone_h), a.zone_c = contiguous(masks.zone_c);
@@ -294,6 +299,10 @@ Outputs run_forward(const Arguments& a, bool keep) {
   r.c_n = empty_pair(a, {p.has_cell() ? p.batch : 0, p.hidden});
   r.cells = empty_pair(a, {keep && p.has_cell() ? p.steps : 0, p.batch, p.hidden});
   r.gates = empty_pair(a, {keep_gates ? p.steps : 0, p.batch, p.kept() * p.hidden});
+  const bool normalised = a.norm_hh.value.defined();
+  const int64_t columns = p.gates() * p.hidden, kept_steps = keep && normalised ? p.steps : 0;
+  r.input_products = empty_pair(a, {kept_steps, p.batch, columns});
+  r.products = empty_pair(a, {kept_steps, p.batch, columns});
   if (p.units() == 0 || p.steps == 0) {
     const auto pass_on = [](const Pair& from, const Pair& to) {
       to.value.copy_(from.value);
@@ -309,23 +318,39 @@ Outputs run_forward(const Arguments& a, bool keep) {
     return r;
   }
   const Tensor taken = taken_rows(a);
-  const auto [sums, sums_row] =
-      input_sums(a.input.value, a.w_ih.value, p.dual ? Tensor() : r.gates.value, taken);
-  Pair states, cell_states, inner;
+  auto [sums, sums_row] = input_sums(a.input.value, a.w_ih.value,
+                                     p.dual || normalised ? Tensor() : r.gates.value, taken);
+  Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
+  if (normalised) {
+    const Pair normal = empty_pair(a, {p.steps * p.batch, columns}, sums.scalar_type());
+    NormForward n;
+    n.rows = p.steps * p.batch, n.end = p.gates();
+    n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
+    n.out = numbers_out(normal), n.out_row = columns;
+    kernels.normalise(p, n, context_for(reference(a)));
+    if (keep)
+      r.input_products = each(all_sums, [&](const Tensor& t) {
+        return t.view({p.steps, p.batch, columns}).to(reference(a).scalar_type());
+      });
+    all_sums = normal;
+  }
+  Pair states, cell_states, inner, step;
   if (!on_cpu_kernels(reference(a))) {
     states = empty_pair(a, {2, p.batch, p.state()});
     if (p.has_cell()) cell_states = empty_pair(a, {2, p.batch, p.hidden});
     if (p.has_inner()) inner = empty_pair(a, {2, p.batch, p.hidden});
+    if (normalised) step = empty_pair(a, {p.batch, columns}, sums.scalar_type());
   }
-  const Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
   LayerForward t;
   t.h0 = numbers(a.h0), t.c0 = numbers(a.c0);
   t.w_hh = numbers(a.w_hh), t.w_hr = numbers(a.w_hr);
   t.b_ih = numbers(a.b_ih), t.b_hh = numbers(a.b_hh), t.peephole = numbers(a.peephole);
+  t.norm = numbers(a.norm_hh);
   t.masks = masks_of(a);
   t.sums = numbers(all_sums), t.sums_row = sums_row;
   t.output = numbers_out(r.output), t.h_n = numbers_out(r.h_n), t.c_n = numbers_out(r.c_n);
   t.cells = numbers_out(r.cells), t.gates = numbers_out(r.gates);
+  t.products = numbers_out(r.products), t.step = numbers_out(step);
   t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
   t.inner = numbers_out(inner);
   kernels.forward(p, t, context_for(reference(a)));
@@ -356,6 +381,12 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   if (p.has_peephole()) g.peephole = seed({}, {p.batch, 3 * p.hidden});
   g.sums = empty_pair(a, {p.steps, p.batch, columns});
   g.hidden_sums = two_sums ? empty_pair(a, {p.steps, p.batch, columns}) : g.sums;
+  g.input_products = g.sums, g.products = g.hidden_sums;
+  const bool normalised = a.norm_hh.value.defined();
+  if (normalised) {
+    for (Pair* pair : {&g.input_products, &g.products, &g.norm_ih, &g.norm_hh})
+      *pair = empty_pair(a, {p.steps, p.batch, columns});
+  }
   g.taken = taken_rows(a);
   const auto before = [&](bool dropped) {
     if (p.steps == 0) return Pair{};
@@ -382,18 +413,32 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.gates = numbers(kept.gates.value.numel() > 0 ? kept.gates : kept.output);
   t.cells = numbers(kept.cells), t.c0 = numbers(a.c0), t.h_before = numbers(h_before);
   t.w_hh = numbers(a.w_hh), t.w_hr = numbers(a.w_hr), t.peephole = numbers(a.peephole);
+  t.norm = numbers(a.norm_hh), t.products = numbers(kept.products);
   t.masks = masks_of(a);
   t.grad_sums = numbers_out(g.sums);
   if (two_sums) t.grad_hidden_sums = numbers_out(g.hidden_sums);
+  if (normalised) t.grad_products = numbers_out(g.products), t.grad_norm = numbers_out(g.norm_hh);
   t.grad_h = numbers_out(g.h), t.grad_c = numbers_out(g.c);
   t.grad_peephole = numbers_out(g.peephole);
   t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
   t.direct = numbers_out(direct), t.inner = numbers_out(inner);
   kernels.backward(p, t, context_for(reference(a)));
+  if (normalised) {
+    NormBackward n;
+    n.rows = p.steps * p.batch, n.end = p.gates();
+    n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
+    n.scale = numbers(a.norm_ih);
+    n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
+    kernels.normalise_backward(p, n, context_for(reference(a)));
+  }
   return g;
 }
 
 // ---- gradients ---------------------------------------------------------------------------------
+
+Tensor wide_product(const Tensor& input, const Tensor& w) {
+  return std::get<0>(input_sums(input, w, {}, {}));
+}
 
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
   const int64_t rows = of.size(0) * of.size(1);

@@ -294,6 +294,12 @@ def _layer(name: str, native: Callable[..., Any], gates: int, states: int) -> La
     )
 
 
+def _grid(height: int, width: int, batch: int, inputs: int, hidden: int) -> Problem:
+    rows = 5 * hidden
+    weights = [(rows, inputs), (rows, hidden), (rows, hidden), (rows,)]
+    return Problem(((height, width, batch, inputs), *weights))
+
+
 SUBJECTS: tuple[Subject, ...] = (
     *(
         _pool(kind, rank)
@@ -311,6 +317,14 @@ SUBJECTS: tuple[Subject, ...] = (
     _layer("lstm", torch.lstm_cell, 4, 2),
     _layer("gru", torch.gru_cell, 3, 1),
     _layer("rnn", torch.rnn_tanh_cell, 1, 1),
+    Subject(
+        "rnn",
+        "mdlstm2d",
+        reference.mdlstm2d,
+        (_grid(3, 4, 5, 6, 33), _grid(1, 6, 2, 8, 64), _grid(5, 1, 20, 8, 16)),
+        (_grid(2, 3, 2, 3, 2), _grid(1, 2, 1, 2, 3)),
+        parameters=4,
+    ),
 )
 
 

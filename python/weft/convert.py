@@ -33,5 +33,21 @@ def convert(model: Model) -> Model:
 
 
 def revert(model: Model) -> Model:
-    """Undoes `convert`, in place; returns `model`."""
+    """Undoes `convert`, in place; returns `model`.
+
+    Raises:
+        ValueError: for a layer with options that torch's does not have (`peephole`, `layer_norm`,
+            ...), which would compute something else; nothing is exchanged then.
+    """
+    for name, module in model.named_modules():
+        if type(module) not in _TORCH_CLASS or not hasattr(module, "own_options"):
+            continue
+        options: dict[str, object] = module.own_options()
+        options.pop("recompute", None)  # computes the same
+        if options:
+            given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            raise ValueError(
+                f"weft.revert: torch has no {type(module).__name__} with {given}, "
+                f"got one at {name!r}"
+            )
     return _exchange(model, _TORCH_CLASS)

@@ -8,6 +8,7 @@ from weft.conv import (
     conv_transpose2d,
     conv_transpose3d,
 )
+from weft.mdlstm import mdlstm2d
 from weft.pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -49,6 +50,7 @@ __all__ = [
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mdlstm2d",
     "rnn_cell",
     "roi_pool",
     "spatial_pyramid_pool2d",

@@ -1,4 +1,4 @@
-"""Plain definitions, in torch's operations, of the poolings that torch does not have.
+"""Plain definitions, in torch's operations, of what torch does not have.
 
 What weft's kernels are tested against, in tests and by `python -m weft check`: slow and readable.
 """
@@ -94,3 +94,21 @@ def spatial_pyramid_pool2d(
         for level in levels
     ]
     return torch.cat([one.flatten(1) for one in pooled], 1)
+
+
+def mdlstm2d(x: Tensor, w_ih: Tensor, w_above: Tensor, w_left: Tensor, bias: Tensor) -> Tensor:
+    """`weft.functional.mdlstm2d`, site by site."""
+    height, width, batch, _ = x.shape
+    zero = x.new_zeros(batch, w_above.shape[1])
+    states: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for row in range(height):
+        for column in range(width):
+            h_above, c_above = states.get((row - 1, column), (zero, zero))
+            h_left, c_left = states.get((row, column - 1), (zero, zero))
+            sums = x[row, column] @ w_ih.t() + h_above @ w_above.t() + h_left @ w_left.t() + bias
+            i, a, b, g, o = sums.chunk(5, -1)
+            c = torch.sigmoid(a) * c_above + torch.sigmoid(b) * c_left
+            c = c + torch.sigmoid(i) * torch.tanh(g)
+            states[row, column] = (torch.sigmoid(o) * torch.tanh(c), c)
+    rows = [torch.stack([states[y, x][0] for x in range(width)]) for y in range(height)]
+    return torch.stack(rows)

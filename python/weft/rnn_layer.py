@@ -32,27 +32,32 @@ GATES = {
     "rnn_relu": 1,
 }
 
-# Arguments of a layer that have a gradient, and masks that have none.
-_TENSORS, _MASKS = 9, 5
+# Arguments of a layer that have a gradient, masks that have none, and what backward is given of
+# the steps.
+_TENSORS, _MASKS, _KEPT = 11, 5, 5
 
 
 # ---- fake implementations ------------------------------------------------------------------------
 
 
 @torch.library.register_fake("weft::rnn_layer")
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     input, h0, c0, _, w_hh = args[:5]
+    norm_hh = args[_TENSORS - 1]
     zoneout, cell, _, keep = args[-4:]
     steps, batch, _ = input.shape
     size, hidden = h0.shape[1], w_hh.shape[0] // GATES[cell]
     kept = 4 if cell == "gru" else GATES[cell]
     keeps_gates = keep and (kept > 1 or zoneout > 0)
+    products = (steps if keep and norm_hh is not None else 0, batch, w_hh.shape[0])
     return (
         input.new_empty((steps, batch, size)),
         input.new_empty((batch, size)),
         input.new_empty((batch if c0 is not None else 0, hidden)),
         input.new_empty((steps if keep and c0 is not None else 0, batch, hidden)),
         input.new_empty((steps if keeps_gates else 0, batch, kept * hidden)),
+        input.new_empty(products),
+        input.new_empty(products),
     )
 
 
@@ -60,7 +65,8 @@ def _argument_sizes(input: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, cell:
     rows, size = w_hh.shape
     hidden = rows // GATES[cell]
     c0, weights = (h0.shape[0], hidden), [w_ih.shape, w_hh.shape, (rows,), (rows,)]
-    return [input.shape, h0.shape, c0, *weights, (3 * hidden,), (size, hidden)]
+    own = [(3 * hidden,), (size, hidden), (rows,), (rows,)]
+    return [input.shape, h0.shape, c0, *weights, *own]
 
 
 def _wanted(like: Tensor, sizes: list[Any], wanted: list[bool]) -> tuple[Tensor, ...]:
@@ -76,7 +82,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 
 @torch.library.register_fake("weft::rnn_layer_double_backward")
 def _(*args: Any) -> tuple[Tensor, ...]:
-    input, h0, _, w_ih, w_hh = args[12:17]
+    input, h0, _, w_ih, w_hh = args[_TENSORS + 3 : _TENSORS + 8]
     of_arguments = _argument_sizes(input, h0, w_ih, w_hh, args[-3])
     whole = (*input.shape[:2], h0.shape[1])
     return _wanted(input, [whole, *of_arguments[1:3], *of_arguments], args[-1])
@@ -92,24 +98,23 @@ def _spread(found: Any, wanted: Any) -> Iterator[Any]:
 
 
 class RNNLayer(Function):
-    """(output, h_n, c_n, kept cells, kept gates); c_n of a cell without c is empty.
+    """(output, h_n, c_n, then what is kept of the steps); c_n of a cell without c is empty.
 
     Arguments: those of the op, the last being whether backward computes the gates again.
     """
 
     @staticmethod
-    def compute(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def compute(*args: Any) -> tuple[Tensor, ...]:
         *arguments, recompute = args
         return _rnn_layer(*arguments, not recompute)
 
     @staticmethod
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, ...]) -> None:
         *tensors, ctx.zoneout, ctx.cell, ctx.reverse, ctx.recompute = args
-        output, _, _, cells, gates = outputs
-        kept = (None, None, None) if ctx.recompute else (output, cells, gates)
+        output, _, _, *kept = outputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(cells, gates)
-        ctx.save_for_backward(*tensors, *kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*tensors, *(() if ctx.recompute else (output, *kept)))
 
     @staticmethod
     def backward(
@@ -119,16 +124,18 @@ class RNNLayer(Function):
         grad_c_n: Tensor | None,
         *_: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        *tensors, output, cells, gates = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: _TENSORS + _MASKS], saved[_TENSORS + _MASKS :]
         how = (ctx.zoneout, ctx.cell, ctx.reverse)
         if ctx.recompute:
             with torch.no_grad():
-                output, _, _, cells, gates = _rnn_layer(*tensors, *how, True)
+                output, _, _, *rest = _rnn_layer(*tensors, *how, True)
+            kept = (output, *rest)
         if tensors[2] is None:
             grad_c_n = None  # the compiler fills it with zeros
         wanted = ctx.needs_input_grad[:_TENSORS]
         call = RNNLayerGradients.apply if torch.is_grad_enabled() else RNNLayerGradients.compute
-        found = call(grad_output, grad_h_n, grad_c_n, *tensors, output, cells, gates, *how, wanted)
+        found = call(grad_output, grad_h_n, grad_c_n, *tensors, *kept, *how, wanted)
         return (*_spread(found, wanted), *(None,) * (_MASKS + 4))
 
 
@@ -139,7 +146,8 @@ class RNNLayerGradients(Function):
     def compute(*args: Any) -> tuple[Tensor, ...]:
         *tensors, zoneout, cell, reverse, wanted = args
         grads, layer = tensors[:3], tensors[3 : 3 + _TENSORS]
-        masks, kept = tensors[3 + _TENSORS : -3], tensors[-3:]
+        end = 3 + _TENSORS + _MASKS
+        masks, kept = tensors[3 + _TENSORS : end], tensors[end:]
         layer = [*layer[:5], *layer[7:]]  # the biases are not needed
         how = (zoneout, cell, reverse, list(wanted))
         found = _rnn_layer_gradients(*grads, *layer, *kept, *masks, *how)
@@ -164,7 +172,7 @@ class RNNLayerGradients(Function):
             wanted,
         )
         pairs = zip(found, wanted, strict=True)
-        return (*(t if asked else None for t, asked in pairs), *(None,) * (_MASKS + 3 + 4))
+        return (*(t if asked else None for t, asked in pairs), *(None,) * (_MASKS + _KEPT + 4))
 
 
 # ---- functional form -----------------------------------------------------------------------------
@@ -183,6 +191,7 @@ def rnn_layer(
     *,
     peephole: Tensor | None = None,
     w_hr: Tensor | None = None,
+    norms: tuple[Tensor, Tensor] | None = None,
     resets: Tensor | None = None,
     dropout: Tensor | None = None,
     zoneout: float = 0.0,
@@ -204,6 +213,8 @@ def rnn_layer(
         reverse: from the last step to the first.
         peephole: ``[3H]``, for i, f, o; the cells with peepholes only.
         w_hr: ``[P, H]``, an LSTM's projection of h; then W_hh is ``[4H, P]``.
+        norms: scales ``[rows of w_ih]`` of W_ih x and of W_hh h, each gate's H of which are then
+            normalised: ``scale ⊙ (s − mean) / sqrt(variance + 1e-5)``, to which the bias is added.
         resets: bool ``[T, B]`` or None: where true, that step starts from a state of zeros, in
             either direction, and no gradient passes.
         dropout: as h0, or None: multiplies the state as W_hh sees it, at all steps.
@@ -220,12 +231,14 @@ def rnn_layer(
     """
     h0, c0 = state if len(state) == 2 else (state[0], None)
     zone_h, zone_c = (*zones, None, None)[:2]
+    norm_ih, norm_hh = norms or (None, None)
     *layer, dropout, zone_h, zone_c = autocast_arguments(
-        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, dropout, zone_h, zone_c
+        *(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh),
+        *(dropout, zone_h, zone_c),
     )
     args = (*layer, lengths, resets, dropout, zone_h, zone_c, zoneout, cell, reverse)
     if needs_grad(*layer):
-        output, h_n, c_n, _, _ = RNNLayer.apply(*args, recompute)
+        output, h_n, c_n, *_ = RNNLayer.apply(*args, recompute)
     else:
-        output, h_n, c_n, _, _ = _rnn_layer(*args, False)
+        output, h_n, c_n, *_ = _rnn_layer(*args, False)
     return output, ((h_n, c_n) if c0 is not None else (h_n,))

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import weft
+from weft.bench.steps import VARIANTS, Steps
 
 Direction = Literal["f", "fb", "fbb"]
 DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
@@ -379,12 +380,13 @@ class LayerRow(Row):
         return (result[0],)
 
     def cost(self, direction: Direction) -> Cost:
-        gates = _GATES[self.op]
+        name = self.op.split("_")[0]
+        gates = 3 if self.op == "lstm_coupled" else _GATES[name]
         weights = self.layers * 2 * gates * self.hidden**2
         parameters = weights + self.layers * 2 * gates * self.hidden
         rows = int(self.lengths.sum()) if self.padded else self.steps * self.batch
         inputs, outputs = rows * self.hidden, self.steps * self.batch * self.hidden
-        states = self.layers * self.batch * self.hidden * (2 if self.op == "lstm" else 1)
+        states = self.layers * self.batch * self.hidden * (2 if name == "lstm" else 1)
         moved = inputs + parameters + outputs + states
         flops = 2 * rows * weights
         if direction == "f":
@@ -399,6 +401,19 @@ class LayerRow(Row):
 
     def with_batch(self, batch: int) -> LayerRow:
         return replace(self, batch=batch)
+
+
+@dataclass(frozen=True)
+class VariantRow(LayerRow):
+    """A variant that torch lacks, against its steps in torch's own operations."""
+
+    def native(self) -> torch.nn.Module:
+        layer, options = VARIANTS[self.op]
+        return Steps(layer(self.hidden, self.hidden, dtype=self.dtype, **options))
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        assert isinstance(native, Steps)
+        return copy.deepcopy(native.layer)
 
 
 def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
@@ -519,6 +534,7 @@ _RNN: list[Row] = [
     LayerRow("lstm", _F32, "", False, 200, 64, 256),
     LayerRow("gru", _F32, "", False, 200, 64, 256),
     LayerRow("rnn", _F32, "", True, 200, 64, 256),
+    *(VariantRow(op, _F32, "", False, 100, 16, 128) for op in VARIANTS),
 ]
 
 # A GPU needs larger problems to be busy, and is asked for the dtypes that it is bought for.

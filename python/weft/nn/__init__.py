@@ -19,6 +19,7 @@ from weft.nn.conv import (
     LazyConvTranspose3d,
 )
 from weft.nn.conv_block import ConvBlock1d, ConvBlock2d, ConvBlock3d
+from weft.nn.mdlstm import MDLSTM2d
 from weft.nn.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -71,6 +72,7 @@ __all__ = [
     "LazyConvTranspose1d",
     "LazyConvTranspose2d",
     "LazyConvTranspose3d",
+    "MDLSTM2d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from weft.rnn_layer import rnn_layer
 
-_COMMON = ("zoneout", "recurrent_dropout", "recompute")
+_COMMON = ("layer_norm", "zoneout", "recurrent_dropout", "recompute")
 
 
 def _check_rate(name: str, rate: float) -> float:
@@ -37,15 +37,45 @@ def _check_state(module: torch.nn.RNNBase, hx: Any, batched: bool, count: int) -
 class _Layer(torch.nn.RNNBase):
     """What weft's three layers share. Class attributes are those of a converted torch layer."""
 
+    layer_norm: bool = False
     zoneout: float = 0.0
     recurrent_dropout: float = 0.0
     recompute: bool = False
     _states = 1
 
-    def _set_options(self, zoneout: float, recurrent_dropout: float, recompute: bool) -> None:
+    def _set_options(
+        self, layer_norm: bool, zoneout: float, recurrent_dropout: float, recompute: bool
+    ) -> None:
+        self.layer_norm = bool(layer_norm)
         self.zoneout = _check_rate("zoneout", zoneout)
         self.recurrent_dropout = _check_rate("recurrent_dropout", recurrent_dropout)
         self.recompute = bool(recompute)
+
+    def _suffixes(self) -> list[str]:
+        """Of the parameters' names, a layer and direction each."""
+        ends = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
+
+    def _add_norms(self) -> None:
+        """Scales of the normalised products; the biases are the shifts."""
+        if not self.layer_norm:
+            return
+        like: Any = self.weight_hh_l0
+        for suffix in self._suffixes():
+            for side in ("ih", "hh"):
+                scale = torch.nn.Parameter(like.new_ones(len(like)))
+                self.register_parameter(f"weight_norm_{side}{suffix}", scale)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("weight_norm_"):
+                torch.nn.init.ones_(parameter)
+
+    def _norms(self, suffix: str) -> tuple[Tensor, Tensor] | None:
+        if not self.layer_norm:
+            return None
+        return getattr(self, f"weight_norm_ih{suffix}"), getattr(self, f"weight_norm_hh{suffix}")
 
     def _cell(self) -> str:
         return self.mode.lower()
@@ -59,13 +89,17 @@ class _Layer(torch.nn.RNNBase):
         biases = rest[:2] if self.bias else [None, None]
         return [w_ih, w_hh, *biases, rest[-1] if self.proj_size > 0 else None]
 
-    def extra_repr(self) -> str:
-        options = {
+    def own_options(self) -> dict[str, Any]:
+        """The options of this layer that torch's does not have."""
+        return {
             name: getattr(self, name)
             for name in ("peephole", "coupled_gates", "reset_after", *_COMMON)
             if getattr(self, name, None) != getattr(type(self), name, None)
         }
-        return super().extra_repr() + "".join(f", {n}={value}" for n, value in options.items())
+
+    def extra_repr(self) -> str:
+        own = self.own_options().items()
+        return super().extra_repr() + "".join(f", {name}={value}" for name, value in own)
 
     def _masks(self, x: Tensor, weight: Tensor) -> dict[str, Any]:
         """Recurrent dropout and zoneout of one layer and direction."""
@@ -90,12 +124,13 @@ class _Layer(torch.nn.RNNBase):
         """All layers and directions on ``[T, B, I]``; states ``[layers * directions, B, H]``."""
         directions = 2 if self.bidirectional else 1
         finals: list[tuple[Tensor, ...]] = []
+        suffixes = self._suffixes()
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
                 w_ih, w_hh, b_ih, b_hh, w_hr = self._weights(index)
-                name = f"weight_peephole_l{layer}" + ("_reverse" if direction else "")
+                suffix = suffixes[index]
                 output, final = rnn_layer(
                     self._cell(),
                     input,
@@ -106,8 +141,9 @@ class _Layer(torch.nn.RNNBase):
                     b_hh,
                     lengths=lengths,
                     reverse=direction == 1,
-                    peephole=getattr(self, name, None),
+                    peephole=getattr(self, f"weight_peephole{suffix}", None),
                     w_hr=w_hr,
+                    norms=self._norms(suffix),
                     resets=resets,
                     recompute=self.recompute,
                     **self._masks(input, w_hh),
@@ -198,6 +234,10 @@ class RNN(_Layer, torch.nn.RNN):
     """`torch.nn.RNN`, each layer and direction one op over the whole sequence.
 
     Args:
+        layer_norm: W_ih x and W_hh h are normalised, each gate's ``hidden_size`` sums on their own,
+            ``scale ⊙ (s − mean) / sqrt(variance + 1e-5)``, before biases, which are the shifts, and
+            peepholes are added (Ba, Kiros and Hinton 2016). The scales are parameters
+            ``weight_norm_{ih,hh}_l{k}[_reverse]``, ``[gates · hidden_size]``, ones at first.
         zoneout: probability that a unit keeps its old state at a step; in evaluation it keeps that
             part of it (Krueger et al. 2016).
         recurrent_dropout: probability that the product with W_hh does not see a unit of the state,
@@ -221,13 +261,15 @@ class RNN(_Layer, torch.nn.RNN):
     def __init__(
         self,
         *args: Any,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
         torch.nn.RNN.__init__(self, *args, **kwargs)
-        self._set_options(zoneout, recurrent_dropout, recompute)
+        self._set_options(layer_norm, zoneout, recurrent_dropout, recompute)
+        self._add_norms()
 
     def forward(
         self,
@@ -258,14 +300,16 @@ class GRU(_Layer, torch.nn.GRU):
         self,
         *args: Any,
         reset_after: bool = True,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
         torch.nn.GRU.__init__(self, *args, **kwargs)
-        self._set_options(zoneout, recurrent_dropout, recompute)
+        self._set_options(layer_norm, zoneout, recurrent_dropout, recompute)
         self.reset_after = bool(reset_after)
+        self._add_norms()
 
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_reset_before"
@@ -290,7 +334,8 @@ class LSTM(_Layer, torch.nn.LSTM):
             ``weight_peephole_l{k}[_reverse]``, ``[3 · hidden_size]`` in the order i, f, o.
         coupled_gates: ``c = f ⊙ c + (1 − f) ⊙ g``, no input gate (Greff et al. 2015); weights and
             biases are of ``[3 · hidden_size, …]``, rows f, g, o.
-        zoneout, recurrent_dropout, recompute: as `weft.nn.RNN`; zoneout draws for h and c each.
+        layer_norm, zoneout, recurrent_dropout, recompute: as `weft.nn.RNN`; zoneout draws for h
+            and c each.
         others: as `torch.nn.LSTM`. ``proj_size`` goes with all of these; zoneout and recurrent
             dropout then mask the projected h.
 
@@ -310,6 +355,7 @@ class LSTM(_Layer, torch.nn.LSTM):
         *args: Any,
         peephole: Literal["standard", "previous"] | None = None,
         coupled_gates: bool = False,
+        layer_norm: bool = False,
         zoneout: float = 0.0,
         recurrent_dropout: float = 0.0,
         recompute: bool = False,
@@ -322,7 +368,7 @@ class LSTM(_Layer, torch.nn.LSTM):
         if peephole is not None and coupled_gates:
             raise ValueError("LSTM: peephole and coupled_gates exclude each other, got both")
         torch.nn.LSTM.__init__(self, *args, **kwargs)
-        self._set_options(zoneout, recurrent_dropout, recompute)
+        self._set_options(layer_norm, zoneout, recurrent_dropout, recompute)
         self.peephole = peephole
         self.coupled_gates = bool(coupled_gates)
         if coupled_gates:
@@ -333,12 +379,12 @@ class LSTM(_Layer, torch.nn.LSTM):
                 setattr(self, name, torch.nn.Parameter(parameter.new_empty(sizes)))
         if peephole is not None:
             like: Any = self.weight_hh_l0
-            for layer in range(self.num_layers):
-                for suffix in ("", "_reverse") if self.bidirectional else ("",):
-                    weight = torch.nn.Parameter(like.new_empty(3 * self.hidden_size))
-                    self.register_parameter(f"weight_peephole_l{layer}{suffix}", weight)
+            for suffix in self._suffixes():
+                weight = torch.nn.Parameter(like.new_empty(3 * self.hidden_size))
+                self.register_parameter(f"weight_peephole{suffix}", weight)
         if coupled_gates or peephole is not None:
             self.reset_parameters()
+        self._add_norms()
 
     def flatten_parameters(self) -> None:
         """For cuDNN, which has no coupled gates."""

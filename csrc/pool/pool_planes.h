@@ -30,7 +30,10 @@ WEFT_INLINE typename Op::V reduce_run(const T* x, int64_t n, int64_t readable) {
     V sum[kBlock] = {neutral, neutral, neutral, neutral};
     const int64_t stop = j + kRun < n ? j + kRun : n;
     for (; j + kBlock * kWidth <= stop; j += kBlock * kWidth)
-      for (int b = 0; b < kBlock; ++b) sum[b] = Op::reduce(sum[b], Op::load(x + j + b * kWidth));
+      for (int b = 0; b < kBlock; ++b) {
+        prefetch_ahead(x + j + b * kWidth);
+        sum[b] = Op::reduce(sum[b], Op::load(x + j + b * kWidth));
+      }
     for (; j + kWidth <= stop; j += kWidth) sum[0] = Op::reduce(sum[0], Op::load(x + j));
     total = Op::reduce(total, Op::reduce(Op::reduce(sum[0], sum[1]), Op::reduce(sum[2], sum[3])));
   }

@@ -148,7 +148,7 @@ class Source:
 
 def read_source(text: str) -> Source:
     kernels = list(_KERNEL.finditer(text))
-    ends = [kernel.start() for kernel in kernels[1:]] + [len(text)]
+    ends = [*(kernel.start() for kernel in kernels), len(text)][1:]
     return Source(
         hot=frozenset(kernel["name"] for kernel in kernels if kernel["hot"]),
         dynamic_shared=frozenset(

@@ -83,6 +83,7 @@ def test_sources_tell_what_is_hot(report: ModuleType) -> None:
     assert source.hot == {"matmul"}
     assert source.dynamic_shared == {"matmul"}
     assert source.threads == 128
+    assert not report.read_source("// the table of kernels alone").hot
 
 
 @pytest.mark.parametrize(

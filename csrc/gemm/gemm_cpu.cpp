@@ -198,15 +198,41 @@ void product(const ProductProblem& p, const void* a, const void* b, const void* 
   });
 }
 
-// The product of one row of ones: every element of A is the same 1.
+// Columns [column, column + count) of the sum over the rows of B: a cascade of runs of kRun rows
+// and of kRun runs, so that a long sum loses few bits, in an order that p.k alone decides.
+template <class T>
+WEFT_INLINE void sum_columns(const ProductProblem& p, const T* b, T* sums, int64_t column,
+                             int count) {
+  using V = Vec<accumulate_t<T>>;
+  constexpr int64_t kRun = 16;
+  V run = {}, runs = {}, total = {};
+  for (int64_t k = 0; k < p.k; ++k) {
+    const T* from = b + k * p.n + column;
+    run += count == kLanes<T> ? load_vec(from) : load_part(from, count);
+    if ((k + 1) % kRun != 0) continue;
+    runs += run;
+    run = V{};
+    if ((k + 1) % (kRun * kRun) != 0) continue;
+    total += runs;
+    runs = V{};
+  }
+  total += runs + run;
+  if (count == kLanes<T>) return store_vec(sums + column, total);
+  store_part(sums + column, total, count);
+}
+
 void column_sums(const ProductProblem& p, const void* b, void* sums, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const T one = narrow<T>(accumulate_t<T>{1});
-    const ProductProblem row = {p.dtype, 1, p.n, p.k, 0, 0};
-    const OuterProduct<T> outer{row, &one, static_cast<const T*>(b), nullptr,
-                                static_cast<T*>(sums)};
-    outer.run(context, kGrain);
+    constexpr int64_t kWidth = kLanes<T>;
+    parallel_for(context, ceil_div(p.n, kWidth), 1 + 32768 / (kWidth * (p.k + 1)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t v = begin; v < end; ++v) {
+                     const int64_t left = p.n - v * kWidth;
+                     sum_columns(p, static_cast<const T*>(b), static_cast<T*>(sums), v * kWidth,
+                                 static_cast<int>(left < kWidth ? left : kWidth));
+                   }
+                 });
   });
 }
 

@@ -17,6 +17,7 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
+using device::global_thread;
 using device::load;
 using device::store;
 
@@ -55,10 +56,6 @@ WEFT_DEVICE Pixel weight_at(const ConvProblem& p, int64_t k, int64_t place) {
   const int64_t places = p.window_elements();
   if (p.channels_last) return {(k * places + place) * p.c, 1};
   return {k * p.c * places + place, places};
-}
-
-WEFT_DEVICE int64_t global_thread() {
-  return device::block_index() * device::block_size() + device::thread_index();
 }
 
 template <class Acc>

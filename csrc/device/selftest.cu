@@ -7,11 +7,12 @@
 
 #include <cstring>
 
-#include "device/device.h"
+#include "device/index.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
+using device::global_thread;
 using device::load;
 using device::load_pack;
 using device::Pack;
@@ -45,10 +46,6 @@ template <>
 struct Bits<16> {
   using type = Pack<uint32_t, 4>;
 };
-
-WEFT_DEVICE int64_t global_thread() {
-  return device::block_index() * device::block_size() + device::thread_index();
-}
 
 WEFT_GLOBAL void indices(const int64_t*, int64_t* out) {
   using namespace device;

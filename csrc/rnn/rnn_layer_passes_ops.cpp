@@ -1,12 +1,12 @@
 // The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
 #include "rnn/rnn_layer_ops.h"
+#include "rnn/rnn_products.h"
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
@@ -109,34 +109,6 @@ Pair each(const Pair& t, const Change& change) {
 }
 
 // ---- products ----------------------------------------------------------------------------------
-
-// On CPU weft's own, whose bits do not depend on the number of threads; elsewhere torch's.
-
-// op(a) b, op transposing if `transposed`.
-Tensor product(const Tensor& a, bool transposed, const Tensor& b) {
-  const GemmKernels* kernels = gemm_kernels_for(target_for(a));
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  if (kernels == nullptr) return at::mm(transposed ? a.t() : a, b);
-  PackedProblem p;
-  p.dtype = dtype_of(a, kOp, "a");
-  p.m = a.size(transposed ? 1 : 0), p.k = a.size(transposed ? 0 : 1), p.n = b.size(1);
-  p.a_row = transposed ? 1 : a.size(1), p.a_column = transposed ? a.size(1) : 1;
-  p.b_row = p.n, p.b_column = 1, p.c_row = p.n;
-  Tensor result = empty_output(a, {p.m, p.n});
-  if (result.numel() > 0)
-    kernels->packed(p, a.const_data_ptr(), b.const_data_ptr(), result.mutable_data_ptr(),
-                    context_for(a));
-  return result;
-}
-
-Tensor column_sums(const Tensor& t) {
-  const GemmKernels* kernels = gemm_kernels_for(target_for(t));
-  if (kernels == nullptr) return t.sum(0);
-  const ProductProblem p = {dtype_of(t, kOp, "t"), 1, t.size(1), t.size(0), 0, 0};
-  Tensor result = empty_output(t, {p.n});
-  kernels->column_sums(p, t.const_data_ptr(), result.mutable_data_ptr(), context_for(t));
-  return result;
-}
 
 // Which of the [T * B] rows have a step; undefined where all are multiplied: without lengths, and
 // on CUDA, where their number would have to be waited for.
@@ -442,7 +414,7 @@ Tensor wide_product(const Tensor& input, const Tensor& w) {
 
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
   const int64_t rows = of.size(0) * of.size(1);
-  const Tensor found = product(gather(of.view({rows, of.size(2)}), g.taken), false, w_ih);
+  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), false, w_ih);
   const std::array<int64_t, 3> sizes = {of.size(0), of.size(1), w_ih.size(1)};
   if (!g.taken.defined()) return found.view(sizes);
   Tensor whole = at::zeros({rows, w_ih.size(1)}, of.options());
@@ -454,7 +426,7 @@ Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& facto
   const Tensor left = gather(of.view({rows, of.size(2)}), g.taken);
   if (left.size(0) == 0) return at::zeros({of.size(2), factor.size(-1)}, of.options());
   const Tensor right = factor.contiguous().view({rows, factor.size(-1)});
-  return product(left, true, gather(right, g.taken));
+  return packed_product(left, true, gather(right, g.taken));
 }
 
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,

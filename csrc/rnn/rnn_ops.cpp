@@ -1,11 +1,9 @@
 // Recurrent cell ops: check the arguments, complete them into a CellProblem, allocate, run.
 #include "rnn/rnn_ops.h"
-#include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn.h"
+#include "rnn/rnn_products.h"
 
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <optional>
@@ -291,37 +289,6 @@ Tensor rnn_cell_backward(const Tensor& grad_h, const Tensor& h_next, bool relu) 
 // Backward without a graph of its own: one op instead of a dozen, since a small cell's time goes to
 // calls. `wanted` says which of a cell's gradients are returned, in the order of its arguments;
 // both biases have the same gradient in the LSTM.
-
-// On CPU these are weft's own products: the bits of torch's depend on the number of threads.
-
-// op(a) [m, k] times b [k, n], plus `add` [m, n]; op transposes if `transposed`.
-Tensor product(const Tensor& a, bool transposed, const Tensor& b, const Tensor& add = {}) {
-  const GemmKernels* kernels = gemm_kernels_for(target_for(a));
-  if (kernels == nullptr) {
-    Tensor result = at::mm(transposed ? a.t() : a, b);
-    return add.defined() ? result.add_(add) : result;
-  }
-  const int64_t rows = a.size(0), columns = a.size(1);
-  ProductProblem p = {dtype_of(a, "product", "a"), rows, b.size(1), columns, columns, 1};
-  if (transposed) p = {p.dtype, columns, b.size(1), rows, 1, columns};
-  Tensor result = empty_output(a, {p.m, p.n});
-  const Source source(b);
-  if (result.numel() > 0)
-    kernels->product(p, a.const_data_ptr(), source.data(),
-                     add.defined() ? add.const_data_ptr() : nullptr, result.mutable_data_ptr(),
-                     context_for(a));
-  return result;
-}
-
-Tensor column_sums(const Tensor& t) {
-  const GemmKernels* kernels = gemm_kernels_for(target_for(t));
-  if (kernels == nullptr) return t.sum(0);
-  const ProductProblem p = {dtype_of(t, "column_sums", "t"), 1, t.size(1), t.size(0), 0, 0};
-  Tensor result = empty_output(t, {p.n});
-  if (p.n > 0)
-    kernels->column_sums(p, t.const_data_ptr(), result.mutable_data_ptr(), context_for(t));
-  return result;
-}
 
 }  // namespace
 

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weft.batching import mapped_first
+
 _ops = torch.ops.weft
-
-
-def _in_front(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
-    """[B, ...]; a tensor that is not mapped is repeated, as a view."""
-    return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def _as_images(tensor: Tensor, dim: int) -> Tensor:
@@ -27,7 +24,7 @@ def _as_images(tensor: Tensor, dim: int) -> Tensor:
 
 def _as_channels(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
     """[N, B · channels, ...]"""
-    return _in_front(tensor, dim, batch).movedim(0, 1).flatten(1, 2)
+    return mapped_first(tensor, dim, batch).movedim(0, 1).flatten(1, 2)
 
 
 def _split(tensor: Tensor, axis: int, batch: int) -> Tensor:
@@ -61,7 +58,7 @@ def _map_conv(
         output = _ops.conv(
             _as_channels(input, input_dim, batch),
             weight.movedim(weight_dim, 0).flatten(0, 1),
-            None if bias is None else _in_front(bias, bias_dim, batch).flatten(),
+            None if bias is None else mapped_first(bias, bias_dim, batch).flatten(),
             *window,
             batch * groups,
         )
@@ -122,7 +119,7 @@ def _(
         output = _ops.conv_dgrad(
             _as_channels(grad, grad_dim, batch),
             weight.movedim(weight_dim, 0).flatten(0, 1),
-            None if bias is None else _in_front(bias, bias_dim, batch).flatten(),
+            None if bias is None else mapped_first(bias, bias_dim, batch).flatten(),
             [images, batch * channels, *extents],
             *window,
             batch * groups,

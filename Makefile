@@ -58,7 +58,8 @@ build: $(VENV)/ready
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more.
-SANITIZE_TESTS = $(addprefix tests/test_,device.py pool.py pool_errors.py pool_layers.py pool_regions.py conv.py rnn.py rnn_layers.py)
+SANITIZE_TESTS = $(addsuffix .py,$(addprefix tests/test_,device eager pool pool_cpu pool_eager \
+  pool_errors pool_layers pool_regions conv conv_block conv_surface rnn rnn_layers rnn_variants mdlstm))
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready
@@ -68,7 +69,7 @@ sanitize: $(VENV)/ready
 	$(call copy_package,build/sanitize/python)
 	PYTHONPATH=build/sanitize/python LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:log_path=stderr UBSAN_OPTIONS=print_stacktrace=1 \
-	  timeout 900 $(BIN)/python -m pytest -x -p no:cacheprovider \
+	  timeout 1800 $(BIN)/python -m pytest -x -p no:cacheprovider \
 	  -k "not ($(SANITIZE_SKIP))" $(SANITIZE_TESTS)
 
 # Compiles, links and imports all CUDA code against the CUDA build of torch. Needs no GPU.

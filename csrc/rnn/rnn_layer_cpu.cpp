@@ -25,19 +25,22 @@ namespace {
 
 void launch_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
   if (p.dual) return layer_forward_dual(p, t, context);
-  dispatch_dtype(p.dtype, [&](auto tag) {
+  dispatch_terms(p.dtype, [&](auto tag, auto term) {
     using T = typename decltype(tag)::type;
+    using Term = typename decltype(term)::type;
     dispatch_cell(p.cell,
-                  [&](auto cell) { layer_forward<decltype(cell), T, false>(p, t, context); });
+                  [&](auto cell) { layer_forward<decltype(cell), T, Term, false>(p, t, context); });
   });
 }
 
 void launch_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
   if (p.dual) return layer_backward_dual(p, t, context);
-  dispatch_dtype(p.dtype, [&](auto tag) {
+  dispatch_terms(p.dtype, [&](auto tag, auto term) {
     using T = typename decltype(tag)::type;
-    if (fewer_lanes_with_three<T>(p.hidden)) return layer_backward<3, T, false>(p, t, context);
-    layer_backward<4, T, false>(p, t, context);
+    using Term = typename decltype(term)::type;
+    if (fewer_lanes_with_three<T>(p.hidden))
+      return layer_backward<3, T, Term, false>(p, t, context);
+    layer_backward<4, T, Term, false>(p, t, context);
   });
 }
 

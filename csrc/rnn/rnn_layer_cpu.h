@@ -127,6 +127,47 @@ void copy_numbers(const Numbers& from, int64_t count, const NumbersOut& to) {
   copy(from.derivative, to.derivative);
 }
 
+// ---- terms -------------------------------------------------------------------------------------
+
+// What products read is of type `Term`: the accumulation type, or bf16 itself where the processor
+// multiplies pairs of it (gemm/pairs_cpu.h). Then rows begin at whole pairs, an odd one ending in a
+// zero.
+template <class T, class Term>
+inline constexpr bool kPairs = !std::is_same_v<Term, accumulate_t<T>>;
+
+template <class T, class Term>
+WEFT_INLINE int64_t term_row(int64_t count) {
+  return kPairs<T, Term> ? (count + 1) / 2 * 2 : count;
+}
+
+// Work memory for `rows` rows of `count` terms, and its numbers.
+template <class T, class Term>
+class Terms {
+ public:
+  Terms(int64_t rows, int64_t count, bool dual) : work_(rows * term_row<T, Term>(count), dual) {
+    if (kPairs<T, Term> && count % 2 != 0)
+      fill(static_cast<Term*>(work_.at().value), rows * term_row<T, Term>(count), Term{});
+  }
+  const NumbersOut& at() const { return work_.at(); }
+  NumbersOut at(int64_t offset) const { return work_.at(offset); }
+
+ private:
+  Work<Term> work_;
+};
+
+// Calls `body(tag, term)` with the element type and what its products read.
+template <class Body>
+WEFT_INLINE void dispatch_terms(DType dtype, const Body& body) {
+  dispatch_dtype(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, bf16>)
+      if (has_pairs()) return body(tag, tag);
+#endif
+    body(tag, TypeTag<accumulate_t<T>>{});
+  });
+}
+
 // ---- masks -------------------------------------------------------------------------------------
 
 // The rows of a step: `fed` ones, whose state goes into the product; those that start afresh, up to
@@ -193,10 +234,12 @@ struct WeightLayout {
 };
 
 // Weights in panels of kVectors vectors: kGates of each vector of units, side by side.
-template <class T, int kVectors_, int kGates_>
+template <class T, class Term_, int kVectors_, int kGates_>
 class Panels {
  public:
   using Acc = accumulate_t<T>;
+  using Term = Term_;
+  static constexpr bool kPairs = weft::WEFT_TARGET::kPairs<T, Term>;
   static constexpr int kVectors = kVectors_, kGates = kGates_, kGroups = kVectors / kGates;
   static constexpr int64_t kLane = kLanes<T>, kWidth = kVectors * kLane;
 
@@ -204,11 +247,12 @@ class Panels {
       : layout_(layout),
         weights_(static_cast<const T*>(weights)),
         count_(ceil_div(layout.units, kGroups * kLane)),
-        packed_(weights ? count_ * kWidth * layout.k : 0) {}
+        packed_(weights ? count_ * kWidth * k() : 0) {}
 
   int64_t count() const { return count_; }
   int64_t units() const { return layout_.units; }
-  int64_t k() const { return layout_.k; }
+  // Numbers or words of a row.
+  int64_t k() const { return term_row<T, Term>(layout_.k) / (kPairs ? 2 : 1); }
   explicit operator bool() const { return weights_ != nullptr; }
   const Acc* operator[](int64_t panel) const { return packed_.data() + panel * kWidth * k(); }
 
@@ -217,9 +261,15 @@ class Panels {
     for (int64_t i = begin * kVectors; i < end * kVectors; ++i) {
       const int64_t vector = i % kVectors;
       const int64_t unit = (i / kVectors * kGroups + vector / kGates) * kLane;
-      pack_vector(weights_ + vector % kGates * layout_.gate_stride + unit * layout_.unit_stride,
-                  layout_.k_stride, layout_.unit_stride, units() - unit, k(), kVectors,
-                  packed_.data() + i / kVectors * kWidth * k() + vector * kLane);
+      const T* from = weights_ + vector % kGates * layout_.gate_stride + unit * layout_.unit_stride;
+      Acc* to = packed_.data() + i / kVectors * kWidth * k() + vector * kLane;
+      if constexpr (kPairs) {
+        pack_pairs(from, layout_.k_stride, layout_.unit_stride, units() - unit, layout_.k, kVectors,
+                   to);
+      } else {
+        pack_vector(from, layout_.k_stride, layout_.unit_stride, units() - unit, layout_.k,
+                    kVectors, to);
+      }
     }
   }
 
@@ -238,6 +288,7 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
                           const int64_t* rows, int64_t row_count, int64_t begin, int64_t end,
                           const Body& body) {
   using Acc = typename P::Acc;
+  using Term = typename P::Term;
   constexpr int kPlanes = M::kDual ? 2 : 1;
   alignas(kVectorBytes) Acc sums[kPlanes][kRowBlock * P::kWidth];
   const int64_t k = w.k();
@@ -248,14 +299,14 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
       Acc* target[kPlanes][kRowBlock];
       for (int64_t i = 0; i < count; ++i) {
         const int64_t offset = rows[first + i] * stride;
-        source[0][i] = static_cast<const Acc*>(from.value) + offset;
+        source[0][i] = reinterpret_cast<const Acc*>(static_cast<const Term*>(from.value) + offset);
         target[0][i] = sums[0] + i * P::kWidth;
         if constexpr (M::kDual) {
           source[1][i] = static_cast<const Acc*>(from.derivative) + offset;
           target[1][i] = sums[1] + i * P::kWidth;
         }
       }
-      packed_rows<P::kVectors>(source[0], count, w[panel], k, false, target[0]);
+      packed_rows<P::kVectors, P::kPairs>(source[0], count, w[panel], k, false, target[0]);
       if constexpr (M::kDual) {
         packed_rows<P::kVectors>(source[1], count, w[panel], k, false, target[1]);
         if (w_derivative)

@@ -1,4 +1,5 @@
 // Convolution ops: check the arguments, complete them into a ConvProblem, allocate, run the kernel.
+#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <limits>
@@ -146,6 +147,10 @@ void check_bias(const Tensor& bias, const Tensor& input, const Tensor& weight, i
               " elements, but got bias of size ", bias.sizes(), " instead");
 }
 
+// Whether torch lets convolutions of float32 round their products: its switch for cuDNN, which CUDA
+// tensors obey, and host execution of their kernels.
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV); }
+
 // channels-last where either operand is, as torch decides.
 at::MemoryFormat common_layout(const Tensor& a, const Tensor& b) {
   const auto format = layout_of(a);
@@ -183,6 +188,7 @@ Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::opti
   const char* op = name_of(rank);
   check_pair(weight, input, op, "weight", "Input");
   p.dtype = dtype_of(input, op, "input");
+  p.tf32 = allows_tf32();
   if (bias) check_bias(*bias, input, weight, p.out_channels(), op);
   p.activation = activation_of(activation, slope);
   p.slope = slope;
@@ -218,6 +224,7 @@ Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, const std::optional<
   check_grad_size(grad, p, rank);
   check_pair(weight, grad, name_of(rank), "weight", "grad");
   p.dtype = dtype_of(grad, name_of(rank), "grad");
+  p.tf32 = allows_tf32();
   if (bias) check_bias(*bias, grad, weight, p.in_channels(), name_of(rank));
   const auto& kernels = kernels_for(grad, conv_kernels_for);
   const c10::DeviceGuard guard(grad.device());
@@ -240,6 +247,7 @@ Tensor conv_wgrad(const Tensor& input, const Tensor& grad, IntArrayRef weight_si
   check_grad_size(grad, p, rank);
   check_pair(grad, input, name_of(rank), "grad", "Input");
   p.dtype = dtype_of(input, name_of(rank), "input");
+  p.tf32 = allows_tf32();
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const c10::DeviceGuard guard(input.device());
   const auto format = common_layout(input, grad);
@@ -247,9 +255,14 @@ Tensor conv_wgrad(const Tensor& input, const Tensor& grad, IntArrayRef weight_si
   const Tensor x = input.contiguous(format);
   const Tensor gy = grad.contiguous(format);
   Tensor gw = empty_output(x, weight_size, format);
-  if (p.weight_elements() > 0)
-    kernels.wgrad(p, x.const_data_ptr(), gy.const_data_ptr(), gw.mutable_data_ptr(),
-                  context_for(x));
+  if (p.weight_elements() == 0) return gw;
+  Context context = context_for(x);
+  Tensor workspace;
+  if (const int64_t bytes = kernels.wgrad_workspace ? kernels.wgrad_workspace(p) : 0; bytes > 0) {
+    workspace = empty_output(x, {bytes}, at::kByte);
+    context.workspace = workspace.mutable_data_ptr();
+  }
+  kernels.wgrad(p, x.const_data_ptr(), gy.const_data_ptr(), gw.mutable_data_ptr(), context);
   return gw;
 }
 

@@ -10,6 +10,9 @@
 
 #define WEFT_GLOBAL __global__
 #define WEFT_DEVICE __device__ __forceinline__
+#define WEFT_UNROLL _Pragma("unroll")
+#define WEFT_UNROLL_BY(count) WEFT_PRAGMA(unroll count)
+#define WEFT_PRAGMA(words) _Pragma(#words)
 
 namespace weft::device {
 
@@ -132,6 +135,21 @@ WEFT_DEVICE void cp_async(void* shared, const void* global) {
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(destination), "l"(global),
                  "n"(Bytes)
+                 : "memory");
+  }
+}
+template <int Bytes>
+WEFT_DEVICE void cp_async_or_zero(void* shared, const void* global, bool inside) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  const unsigned destination = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? Bytes : 0;  // what is read; the rest of the destination gets zeros
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(global),
+                 "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(global),
+                 "n"(Bytes), "r"(bytes)
                  : "memory");
   }
 }

@@ -7,7 +7,8 @@
 //
 //   WEFT_GLOBAL void kernel(...)         a kernel; blocks and grids are one-dimensional
 //   WEFT_GLOBAL WEFT_HOT void kernel(...)  one that must not spill: `make kernels` fails if it does
-//   launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
+//   WEFT_UNROLL WEFT_UNROLL_BY(4)        before a loop: unrolled, so that what it indexes is
+//   registers launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
 //                                        non-const pointer arguments are the kernel's outputs
 //   thread_index() block_size() block_index() grid_size() lane()
 //   SharedMemory shared;                 the block's shared memory ...
@@ -19,6 +20,8 @@
 //                                        global memory; a pack is 2, 4, 8 or 16 bytes, aligned
 //   cp_async<Bytes>(shared, global) cp_async_commit() cp_async_wait<Pending>()
 //                                        4-, 8- or 16-byte copies that land at the wait
+//   cp_async_or_zero<Bytes>(shared, global, inside)   zeros unless inside; nothing is read then
+//   ldmatrix mma to_tf32                 tensor cores: device/mma.h
 //
 // There are no atomics: every weft kernel gives the same bits on every run.
 #pragma once

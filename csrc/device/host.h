@@ -15,6 +15,8 @@
 
 #define WEFT_GLOBAL
 #define WEFT_DEVICE inline
+#define WEFT_UNROLL
+#define WEFT_UNROLL_BY(count)
 
 namespace weft::device {
 
@@ -53,7 +55,9 @@ int64_t grid_size();
 void begin_shared();
 void* take_shared(int64_t bytes);
 void barrier(const Site& site);
-// Deposits this lane's value and returns once all 32 lanes did; slot(i) is lane i's value.
+// Deposits this lane's value, of at most kSlotBytes, and returns once all 32 lanes did; slot(i) is
+// lane i's value, kSlotBytes after that of lane i - 1.
+constexpr int kSlotBytes = 32;
 void exchange(const void* value, int bytes, const Site& site);
 const void* slot(int lane);
 
@@ -64,6 +68,10 @@ inline void check_alignment(const void* address, size_t bytes, const char* word)
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) misaligned(address, bytes, word);
 }
 
+// A fault "<verb> <bytes> bytes <way> outside shared memory" unless all of them lie in one piece.
+void check_shared(const void* shared, int bytes, const char* verb, const char* way);
+
+// `global` may be null: zeros land.
 void cp_async(void* shared, const void* global, int bytes);
 void cp_async_commit();
 void cp_async_wait(int pending);
@@ -165,6 +173,11 @@ template <int Bytes>
 void cp_async(void* shared, const void* global) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   host::cp_async(shared, global, Bytes);
+}
+template <int Bytes>
+void cp_async_or_zero(void* shared, const void* global, bool inside) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  host::cp_async(shared, inside ? global : nullptr, Bytes);
 }
 inline void cp_async_commit() { host::cp_async_commit(); }
 template <int Pending>

@@ -15,6 +15,9 @@ struct SelftestKernels {
 // selftest.cu: each word used as it should be, on hardware and on the host.
 WEFT_DECLARE_CUDA_TABLE(SelftestKernels, selftest_kernels)
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, selftest_kernels)
+// selftest_mma.cu: the words of device/mma.h.
+WEFT_DECLARE_CUDA_TABLE(SelftestKernels, mma_selftest_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, mma_selftest_kernels)
 // faults.cpp: each fault that host execution promises to catch, planted; on the host alone.
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, fault_kernels)
 

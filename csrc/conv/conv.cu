@@ -189,6 +189,8 @@ WEFT_GLOBAL WEFT_HOT void conv_bias_grad(ConvProblem p, const T* gy, T* gb) {
 
 void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::fprop); tiles.tiled)
+    return launch_depthwise_gather(p, tiles, false, x, w, bias, y, context);
   const bool aligned = begins_pack(x) && begins_pack(w);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::fprop, aligned);
   if (plan.path == ConvCudaPlan::Path::product)
@@ -206,6 +208,8 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
 
 void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::dgrad); tiles.tiled)
+    return launch_depthwise_gather(p, tiles, true, gy, w, bias, gx, context);
   const bool aligned = begins_pack(gy) && begins_pack(w);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::dgrad, aligned);
   if (plan.path == ConvCudaPlan::Path::product)
@@ -220,6 +224,8 @@ void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const voi
 
 void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::wgrad); tiles.tiled)
+    return launch_depthwise_wgrad(p, tiles, x, gy, gw, context);
   const bool aligned = begins_pack(x) && begins_pack(gy);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::wgrad, aligned);
   if (plan.path == ConvCudaPlan::Path::product)
@@ -245,6 +251,8 @@ void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Cont
 
 // Alignment is not known yet; the plan for unaligned maps may split more.
 int64_t workspace_of_wgrad(const ConvProblem& p) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::wgrad); tiles.tiled)
+    return wgrad_workspace(p, tiles);
   const auto bytes = [&](bool aligned) {
     return wgrad_workspace(p, plan_conv_cuda(p, ConvProduct::wgrad, aligned));
   };

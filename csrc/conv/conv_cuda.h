@@ -1,9 +1,10 @@
-// The CUDA launchers of convolution on the tile product, and what their kernels share.
+// The CUDA launchers of convolution, and what their kernels share.
 #pragma once
 
 #include <cmath>
 #include <type_traits>
 
+#include "conv/conv_depthwise_plan.h"
 #include "conv/conv_operands.h"
 
 namespace weft::WEFT_TARGET {
@@ -16,6 +17,18 @@ void launch_dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
 // context.workspace holds wgrad_workspace(p, plan) bytes.
 void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const void* x,
                           const void* gy, void* gw, const Context& context);
+
+// gw = the partial sums [splits, weights] added in order.
+void launch_wgrad_sum(const ConvProblem& p, int64_t splits, const void* partial, void* gw,
+                      const Context& context);
+
+// Depthwise problems whose plan is tiled; see conv_depthwise_plan.h. `inverse`: dgrad.
+void launch_depthwise_gather(const ConvProblem& p, const DepthwisePlan& plan, bool inverse,
+                             const void* source, const void* w, const void* bias, void* target,
+                             const Context& context);
+// context.workspace holds wgrad_workspace(p, plan) bytes.
+void launch_depthwise_wgrad(const ConvProblem& p, const DepthwisePlan& plan, const void* x,
+                            const void* gy, void* gw, const Context& context);
 
 namespace {
 

@@ -52,11 +52,19 @@ void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
         {"conv_wgrad_product", t.blocks(), Shape::kThreads, Kernel::kSharedBytes, context.stream},
         conv_wgrad_product<Kernel, T>, t, static_cast<const T*>(gy), static_cast<const T*>(x),
         static_cast<Acc*>(context.workspace));
-    const int64_t weights = p.weight_elements();
+  });
+  launch_wgrad_sum(p, plan.splits, context.workspace, gw, context);
+}
+
+void launch_wgrad_sum(const ConvProblem& p, int64_t splits, const void* partial, void* gw,
+                      const Context& context) {
+  const int64_t weights = p.weight_elements();
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
     device::launch(
         {"conv_wgrad_sum", ceil_div(weights, kSumThreads), kSumThreads, 0, context.stream},
-        conv_wgrad_sum<T>, weights, static_cast<int>(plan.splits),
-        static_cast<const Acc*>(context.workspace), static_cast<T*>(gw));
+        conv_wgrad_sum<T>, weights, static_cast<int>(splits),
+        static_cast<const accumulate_t<T>*>(partial), static_cast<T*>(gw));
   });
 }
 

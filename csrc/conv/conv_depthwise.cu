@@ -1,7 +1,8 @@
 // Depthwise convolution on CUDA, fprop and dgrad: one gather.
 //
 // A block copies the box of sources that its tile of targets reads to shared memory, once, with the
-// weights of its channels (as accumulator numbers); then a thread makes one target at a time,
+// weights of its channels (as accumulator numbers); then a thread makes one target at a time, in
+// channels-last maps a pack of 8 bytes of them, which costs as many loads from shared memory;
 // neighbours along the contiguous index. What a position reads on each axis (clipped at the edges,
 // strided, dilated, inverse) is tabled once a tile, so the sum is three loops without conditions,
 // and dgrad differs from fprop in its tables alone: no zeros are multiplied, whatever the stride.
@@ -43,17 +44,18 @@ WEFT_DEVICE ReachTables make_tables(const DepthwiseWalk& walk, const DepthwiseBl
   return tables;
 }
 
-// Element `item` of a tile, in the order of memory.
+// Element `item` of a tile, in the order of memory; channels by packs of kPack.
 struct TileItem {
   int image, channel, at[3];
 };
 
+template <int kPack>
 WEFT_DEVICE TileItem tile_item(const DepthwiseWalk& walk, int item) {
   TileItem e;
   const auto take_channel = [&] {
     int rest = item;
     item = walk.by_channels.split(rest);
-    e.channel = rest;
+    e.channel = rest * kPack;
   };
   if (walk.channels_last) take_channel();
   for (int a = 2; a >= 0; --a) {
@@ -66,13 +68,61 @@ WEFT_DEVICE TileItem tile_item(const DepthwiseWalk& walk, int item) {
   return e;
 }
 
-template <class T>
+// Weights as they lie in shared memory: by place and channel where neighbouring threads are
+// channels.
+template <class Acc>
+struct StagedWeights {
+  Acc* at;
+  int place_step, channel_step;
+};
+
+// The sums of kPack neighbouring channels, a row of the window at a time.
+template <int kPack, class T, class Acc>
+WEFT_DEVICE device::Pack<Acc, kPack> gather(const DepthwiseWalk& walk, const ReachTables& tables,
+                                            const StagedWeights<Acc>& weights, const T* box,
+                                            const TileItem& e) {
+  using Values = device::Pack<T, kPack>;
+  using Sums = device::Pack<Acc, kPack>;
+  const Reach d = tables.axis[0][e.at[0]];
+  const Reach h = tables.axis[1][e.at[1]];
+  const Reach r = tables.axis[2][e.at[2]];
+  const T* values = box + e.image * walk.box.image + e.channel * walk.box.channel +
+                    d.source * walk.box.d + h.source * walk.box.h + r.source * walk.box.w;
+  const Acc* factors =
+      weights.at + e.channel * weights.channel_step +
+      (d.place * walk.place_step[0] + h.place * walk.place_step[1] + r.place) * weights.place_step;
+  const int value_step = walk.axis[2].source_step * walk.box.w;
+  const int factor_step = walk.axis[2].place_step * weights.place_step;
+  Sums sums{};
+  for (int i = 0; i < d.count; ++i)
+    for (int j = 0; j < h.count; ++j) {
+      const T* value = values + i * walk.axis[0].source_step * walk.box.d +
+                       j * walk.axis[1].source_step * walk.box.h;
+      const Acc* factor = factors + (i * walk.axis[0].place_step * walk.place_step[0] +
+                                     j * walk.axis[1].place_step * walk.place_step[1]) *
+                                        weights.place_step;
+      Sums row{};
+      for (int l = 0; l < r.count; ++l, value += value_step, factor += factor_step) {
+        const auto& x = *reinterpret_cast<const Values*>(value);
+        const auto& w = *reinterpret_cast<const Sums*>(factor);
+        WEFT_UNROLL
+        for (int c = 0; c < kPack; ++c) row[c] += widen(x[c]) * w[c];
+      }
+      WEFT_UNROLL
+      for (int c = 0; c < kPack; ++c) sums[c] += row[c];
+    }
+  return sums;
+}
+
+template <class T, int kPack>
 WEFT_GLOBAL WEFT_HOT void conv_depthwise(DepthwiseWalk walk, Epilogue epilogue, const T* source,
                                          const T* w, const T* bias, T* target) {
   using Acc = accumulate_t<T>;
   device::SharedMemory shared;
   T* box = shared.take<T>(walk.box.elements);
-  Acc* weights = shared.take<Acc>(walk.tile_channels * walk.places);
+  StagedWeights<Acc> weights{shared.take<Acc>(walk.tile_channels * walk.places),
+                             walk.channels_last ? walk.tile_channels : 1,
+                             walk.channels_last ? 1 : walk.places};
   const auto index = static_cast<unsigned>(device::block_index());
   const DepthwiseBlock b = depthwise_block(walk, index % walk.chunks, index / walk.chunks);
   const int begin[3] = {b.box[0].begin, b.box[1].begin, b.box[2].begin};
@@ -80,55 +130,34 @@ WEFT_GLOBAL WEFT_HOT void conv_depthwise(DepthwiseWalk walk, Epilogue epilogue, 
   copy_box(walk, b, source, walk.source, begin, size, walk.box, walk.copy, box);
   device::cp_async_commit();
   const ReachTables tables = make_tables(walk, b, shared);
-  // By place and channel where neighbouring threads are channels.
-  const int place_step = walk.channels_last ? walk.tile_channels : 1;
-  const int channel_step = walk.channels_last ? 1 : walk.places;
   const T* from = w + int64_t{1} * b.channel * walk.places;
   for (int i = device::thread_index(); i < b.channels * walk.places; i += kThreads)
-    weights[i / walk.places * channel_step + i % walk.places * place_step] = widen(load(from + i));
+    weights.at[i / walk.places * weights.channel_step + i % walk.places * weights.place_step] =
+        widen(load(from + i));
   device::cp_async_wait<0>();
   device::barrier();
 
   const int items =
-      b.images * walk.tile_channels * walk.extent[0] * walk.extent[1] * walk.extent[2];
+      b.images * walk.tile_channels / kPack * walk.extent[0] * walk.extent[1] * walk.extent[2];
   for (int item = device::thread_index(); item < items; item += kThreads) {
-    const TileItem e = tile_item(walk, item);
+    const TileItem e = tile_item<kPack>(walk, item);
     if (e.channel >= b.channels || e.at[0] >= b.extent[0] || e.at[1] >= b.extent[1] ||
         e.at[2] >= b.extent[2])
       continue;
-    const Reach d = tables.axis[0][e.at[0]];
-    const Reach h = tables.axis[1][e.at[1]];
-    const Reach r = tables.axis[2][e.at[2]];
-    const T* values = box + e.image * walk.box.image + e.channel * walk.box.channel +
-                      d.source * walk.box.d + h.source * walk.box.h + r.source * walk.box.w;
-    const Acc* factors =
-        weights + e.channel * channel_step +
-        (d.place * walk.place_step[0] + h.place * walk.place_step[1] + r.place) * place_step;
-    const int value_step = walk.axis[2].source_step * walk.box.w;
-    const int factor_step = walk.axis[2].place_step * place_step;
-    Acc sum = 0;
-    for (int i = 0; i < d.count; ++i)
-      for (int j = 0; j < h.count; ++j) {
-        const T* value = values + i * walk.axis[0].source_step * walk.box.d +
-                         j * walk.axis[1].source_step * walk.box.h;
-        const Acc* factor = factors + (i * walk.axis[0].place_step * walk.place_step[0] +
-                                       j * walk.axis[1].place_step * walk.place_step[1]) *
-                                          place_step;
-        Acc row = 0;
-        for (int l = 0; l < r.count; ++l, value += value_step, factor += factor_step)
-          row += widen(*value) * *factor;
-        sum += row;
-      }
+    const auto sums = gather<kPack>(walk, tables, weights, box, e);
     const int channel = b.channel + e.channel;
-    if (bias != nullptr) sum += widen(load(bias + channel));
-    T result = narrow<T>(sum);
-    if (epilogue.activation != Activation::none)
-      result = narrow<T>(activated(epilogue.activation, epilogue.slope, widen(result)));
-    store(target + (b.image + e.image) * walk.target.image + channel * walk.target.channel +
-              (b.first[0] + e.at[0]) * walk.target.axis[0] +
-              (b.first[1] + e.at[1]) * walk.target.axis[1] +
-              (b.first[2] + e.at[2]) * walk.target.axis[2],
-          result);
+    device::Pack<T, kPack> results;
+    for (int c = 0; c < kPack; ++c) {
+      const Acc sum = bias == nullptr ? sums[c] : sums[c] + widen(load(bias + channel + c));
+      results[c] = narrow<T>(sum);
+      if (epilogue.activation != Activation::none)
+        results[c] = narrow<T>(activated(epilogue.activation, epilogue.slope, widen(results[c])));
+    }
+    T* to = target + (b.image + e.image) * walk.target.image + channel * walk.target.channel +
+            (b.first[0] + e.at[0]) * walk.target.axis[0] +
+            (b.first[1] + e.at[1]) * walk.target.axis[1] +
+            (b.first[2] + e.at[2]) * walk.target.axis[2];
+    store(to, results);
   }
 }
 
@@ -137,14 +166,19 @@ WEFT_GLOBAL WEFT_HOT void conv_depthwise(DepthwiseWalk walk, Epilogue epilogue, 
 void launch_depthwise_gather(const ConvProblem& p, const DepthwisePlan& plan, bool inverse,
                              const void* source, const void* w, const void* bias, void* target,
                              const Context& context) {
-  const DepthwiseWalk walk = depthwise_walk(p, plan, inverse, source, target);
+  DepthwiseWalk walk = depthwise_walk(p, plan, inverse, source, target);
   const Epilogue epilogue = inverse ? Epilogue{} : Epilogue{p.activation, p.slope};
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    constexpr int kPack = 8 / sizeof(T);
+    const bool packs = p.channels_last && p.groups % kPack == 0 && plan.channels % kPack == 0 &&
+                       begins_pack(target);
+    walk.by_channels = WideDivider(plan.channels / (packs ? kPack : 1));
     device::launch({inverse ? "conv_depthwise_dgrad" : "conv_depthwise_fprop",
                     plan.tiles * plan.chunks, kThreads, plan.bytes, context.stream},
-                   conv_depthwise<T>, walk, epilogue, static_cast<const T*>(source),
-                   static_cast<const T*>(w), static_cast<const T*>(bias), static_cast<T*>(target));
+                   packs ? conv_depthwise<T, kPack> : conv_depthwise<T, 1>, walk, epilogue,
+                   static_cast<const T*>(source), static_cast<const T*>(w),
+                   static_cast<const T*>(bias), static_cast<T*>(target));
   });
 }
 

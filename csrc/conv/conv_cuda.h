@@ -63,6 +63,13 @@ struct ConvMath {
   using Shape = typename ShapeOf<kKind, T, std::is_same_v<MmaOperand, float>>::type;
 };
 
+template <class Math, ConvProduct kProduct>
+constexpr Along along_a =
+    conv_tile_order(kProduct, Math::Shape::kPacked).a_by_reduction ? Along::reduction : Along::rows;
+template <class Math, ConvProduct kProduct>
+constexpr Along along_b =
+    conv_tile_order(kProduct, Math::Shape::kPacked).b_by_reduction ? Along::reduction : Along::rows;
+
 // Calls body(ConvMath<...>{}) for the plan's.
 template <class T, class MmaOperand, class Body>
 void dispatch_tile(const ConvCudaPlan& plan, const Body& body) {

@@ -171,7 +171,8 @@ struct Search {
   }
   int64_t shared(const DepthwisePlan& plan) const {
     const int64_t acc = p.dtype == DType::f64 ? 8 : 4;
-    const int64_t sums = weights ? std::max<int64_t>(plan.channels * p.window_elements(), kThreads)
+    const int64_t sums = weights ? std::max<int64_t>(plan.channels * p.window_elements(),
+                                                     kThreads * (8 / size_of(p.dtype)))
                                  : plan.channels * p.window_elements();
     const int64_t reaches = plan.extent[0] + plan.extent[1] + plan.extent[2];
     const int64_t elements =

@@ -32,19 +32,16 @@ WEFT_GLOBAL WEFT_HOT void conv_product(TileProduct t, Finish finish, const T* a,
   });
 }
 
-// kByRows: the weights of a place of the reduction lie together, as dgrad's in channels-last do.
-template <class Math, bool kByRows>
-void launch_product(const char* name, TileProduct& t, const Finish& finish, const void* a,
-                    const void* b, const void* bias, void* c, const Context& context) {
+template <class Math, ConvProduct kProduct>
+void launch_product(const char* name, const ConvCudaPlan& plan, TileProduct& t,
+                    const Finish& finish, const void* a, const void* b, const void* bias, void* c,
+                    const Context& context) {
   using T = typename Math::Element;
   using Shape = typename Math::Shape;
-  constexpr Along kAlongA = Shape::kPacked ? Along::reduction : Along::rows;
-  constexpr Along kAlongB = Shape::kPacked && kByRows ? Along::rows : Along::reduction;
-  using Kernel =
-      TileKernel<T, T, typename Math::Operand, Shape, kAlongA, kAlongB, /*kBoundedA=*/true,
-                 /*kBoundedB=*/false>;
+  using Kernel = TileKernel<T, T, typename Math::Operand, Shape, along_a<Math, kProduct>,
+                            along_b<Math, kProduct>, /*kBoundedA=*/true, /*kBoundedB=*/false>;
   t.packed_out = Shape::kPacked && begins_pack(c);
-  device::launch({name, t.blocks(), Shape::kThreads, Kernel::kSharedBytes, context.stream},
+  device::launch({name, t.blocks(), Shape::kThreads, plan.shared_bytes, context.stream},
                  conv_product<Kernel, T>, t, finish, static_cast<const T*>(a),
                  static_cast<const T*>(b), static_cast<const T*>(bias), static_cast<T*>(c));
 }
@@ -55,8 +52,8 @@ void launch_fprop_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
                           const void* w, const void* bias, void* y, const Context& context) {
   TileProduct t = fprop_product(p, plan);
   dispatch_math(p, plan, [&](auto math) {
-    launch_product<decltype(math), false>("conv_fprop_product", t, {p.activation, p.slope}, x, w,
-                                          bias, y, context);
+    launch_product<decltype(math), ConvProduct::fprop>(
+        "conv_fprop_product", plan, t, {p.activation, p.slope}, x, w, bias, y, context);
   });
 }
 
@@ -69,8 +66,8 @@ void launch_dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
         TileProduct t = dgrad_product(p, plan, r);
         if (t.rows == 0) continue;
         dispatch_math(p, plan, [&](auto math) {
-          launch_product<decltype(math), true>("conv_dgrad_product", t, {}, gy, w, bias, gx,
-                                               context);
+          launch_product<decltype(math), ConvProduct::dgrad>("conv_dgrad_product", plan, t, {}, gy,
+                                                             w, bias, gx, context);
         });
       }
 }

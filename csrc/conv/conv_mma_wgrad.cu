@@ -43,13 +43,13 @@ void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
     using T = typename Math::Element;
     using Acc = accumulate_t<T>;
     using Shape = typename Math::Shape;
-    constexpr Along kAlong = Shape::kPacked ? Along::rows : Along::reduction;
-    using Kernel = TileKernel<T, Acc, typename Math::Operand, Shape, kAlong, kAlong,
-                              /*kBoundedA=*/false, /*kBoundedB=*/true>;
+    constexpr ConvProduct kProduct = ConvProduct::wgrad;
+    using Kernel = TileKernel<T, Acc, typename Math::Operand, Shape, along_a<Math, kProduct>,
+                              along_b<Math, kProduct>, /*kBoundedA=*/false, /*kBoundedB=*/true>;
     constexpr int64_t kOutPack = 16 / sizeof(Acc);
     t.packed_out = t.columns % kOutPack == 0 && begins_pack(context.workspace);
     device::launch(
-        {"conv_wgrad_product", t.blocks(), Shape::kThreads, Kernel::kSharedBytes, context.stream},
+        {"conv_wgrad_product", t.blocks(), Shape::kThreads, plan.shared_bytes, context.stream},
         conv_wgrad_product<Kernel, T>, t, static_cast<const T*>(gy), static_cast<const T*>(x),
         static_cast<Acc*>(context.workspace));
   });

@@ -46,10 +46,27 @@ constexpr ConvTile conv_tile(ConvTile::Kind kind, int64_t element_bytes, bool pl
   return tile;
 }
 
-// The defaults are those of sm_90; 96 KiB of shared memory a block is what all have from sm_80 on.
+// The default is an sm_90's.
 struct ConvCudaFacts {
   int64_t multiprocessors = 132;
 };
+
+// How the tiles of A and B lie in shared memory: [row][k] if by reduction, else [k][row]. As their
+// operands lie in memory for packs; element by element, threads run along positions.
+struct ConvTileOrder {
+  bool a_by_reduction, b_by_reduction;
+};
+
+constexpr ConvTileOrder conv_tile_order(ConvProduct product, bool packs) {
+  switch (product) {
+    case ConvProduct::fprop:
+      return {packs, true};
+    case ConvProduct::dgrad:
+      return {packs, !packs};
+    default:
+      return {!packs, !packs};
+  }
+}
 
 struct ConvCudaPlan {
   enum class Path : uint8_t { product, walk };
@@ -61,6 +78,7 @@ struct ConvCudaPlan {
   int64_t splits = 1;       // of the reduction of wgrad, added in a second launch
   int64_t split_steps = 0;  // tiles of the reduction in each
   int64_t blocks = 0;
+  int64_t shared_bytes = 0;
 };
 
 namespace conv_plan {
@@ -71,6 +89,21 @@ constexpr int64_t kLeastChannels = 8;
 constexpr int64_t kLeastProducts = 1 << 15;
 // Tiles of the reduction that are worth a partial sum of their own.
 constexpr int64_t kLeastSplitSteps = 8;
+
+// As gemm/tile_operand.h pads an operand's tile and gemm/tile_product.h stages a finished one.
+constexpr int64_t operand_elements(int rows, int k, int64_t size, bool by_reduction) {
+  const int pad = size == 2 || (size == 4 && !by_reduction) ? 8 : 4;
+  return by_reduction ? rows * (k + pad) : k * (rows + pad);
+}
+
+constexpr int64_t shared_bytes(const ConvTile& tile, ConvProduct product, int64_t size) {
+  const ConvTileOrder order = conv_tile_order(product, tile.kind != ConvTile::Kind::element);
+  const int64_t stage = operand_elements(tile.m, tile.k, size, order.a_by_reduction) +
+                        operand_elements(tile.n, tile.k, size, order.b_by_reduction);
+  const int64_t out_size = product == ConvProduct::wgrad && size < 4 ? 4 : size;
+  const int64_t out = tile.m * tile.n * out_size + 16 * std::max(tile.m, tile.n);
+  return std::max(tile.stages * stage * size, out);
+}
 
 // Flat indices and positions fit into the int that the kernels use for them.
 constexpr bool fits(const ConvProblem& p) {
@@ -87,13 +120,13 @@ constexpr bool fits(const ConvProblem& p) {
 }  // namespace conv_plan
 
 // `aligned`: all operands begin at 16 bytes.
-inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct step, bool aligned = true,
+inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct product, bool aligned = true,
                                    const ConvCudaFacts& facts = {}) {
   using namespace conv_plan;
   using Kind = ConvTile::Kind;
   ConvCudaPlan plan;
   const int64_t places = p.window_elements();
-  switch (step) {
+  switch (product) {
     case ConvProduct::fprop:
       plan.rows = p.n * p.out_positions();
       plan.columns = p.k;
@@ -110,8 +143,8 @@ inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct step, bool 
       plan.reduction = p.n * p.out_positions();
       break;
   }
-  const int64_t channels = step == ConvProduct::wgrad ? plan.rows : plan.columns;
-  const int64_t other = step == ConvProduct::wgrad ? plan.columns : plan.reduction;
+  const int64_t channels = product == ConvProduct::wgrad ? plan.rows : plan.columns;
+  const int64_t other = product == ConvProduct::wgrad ? plan.columns : plan.reduction;
   if (!fits(p) || channels < kLeastChannels || other < kLeastChannels ||
       plan.rows * plan.columns * plan.reduction < kLeastProducts)
     return plan;
@@ -127,7 +160,7 @@ inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct step, bool 
   const ConvTile large = conv_tile(Kind::large, size, plan.plain);
   // float64 sums of a large tile would take all registers.
   const bool fills = plan.rows > 64 && plan.columns > 64 && p.dtype != DType::f64;
-  const int64_t wanted = step == ConvProduct::wgrad ? 1 : facts.multiprocessors;
+  const int64_t wanted = product == ConvProduct::wgrad ? 1 : facts.multiprocessors;
   plan.tile = conv_tile(!packs                                ? Kind::element
                         : fills && blocks_of(large) >= wanted ? Kind::large
                                                               : Kind::small,
@@ -135,13 +168,14 @@ inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct step, bool 
   const int64_t tiles = blocks_of(plan.tile);
   const int64_t steps = ceil_div(plan.reduction, plan.tile.k);
   plan.split_steps = steps;
-  if (step == ConvProduct::wgrad) {
+  if (product == ConvProduct::wgrad) {
     const int64_t splits = std::clamp<int64_t>(2 * facts.multiprocessors / tiles, 1,
                                                std::max<int64_t>(steps / kLeastSplitSteps, 1));
     plan.split_steps = ceil_div(steps, splits);
     plan.splits = ceil_div(steps, plan.split_steps);
   }
   plan.blocks = tiles * plan.splits;
+  plan.shared_bytes = shared_bytes(plan.tile, product, size);
   return plan;
 }
 

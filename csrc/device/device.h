@@ -19,11 +19,13 @@
 //                                        global memory; a pack is 2, 4, 8 or 16 bytes, aligned
 //   cp_async<Bytes>(shared, global) cp_async_commit() cp_async_wait<Pending>()
 //                                        4-, 8- or 16-byte copies that land at the wait
+//   blocks that wait for each other      device/grid.h, device/cluster.h
 //
 // There are no atomics: every weft kernel gives the same bits on every run.
 #pragma once
 
 #include "core/dtype.h"
+#include "device/grid_facts.h"
 
 // Read by benchmarks/kernel_report.py in the source.
 #define WEFT_HOT
@@ -45,6 +47,8 @@ struct Launch {
   int threads;  // per block, a multiple of 32
   int64_t shared_bytes = 0;
   void* stream = nullptr;
+  bool cooperative = false;  // all blocks run at once and may wait for each other: device/grid.h
+  int cluster = 1;           // neighbouring blocks that reach each other's shared memory
 };
 
 }  // namespace weft::device

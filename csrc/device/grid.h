@@ -3,10 +3,11 @@
 //   GridBarrier meet(flags, members);  blocks 0 .. members - 1 are a set, the next ones another
 //   meet.wait()                        all threads of all blocks of the set
 //
-// What a block stored before the barrier, the others load after it. The launch is `cooperative`:
-// the hardware then runs all blocks at once or refuses. `flags` [grid_size()] is zeroed before the
-// launch by `clear_flags`. A block raises its own flag and watches those of its set, so that a
-// barrier costs one store and one load's way through the L2 cache, and no atomics.
+// What a block stored before the barrier, the others load after it. The launch is `cooperative`,
+// unless each block is a set of its own: the hardware then runs all blocks at once or refuses.
+// `flags` [grid_size()] is zeroed before the launch by `clear_flags`. A block raises its own flag
+// and watches those of its set, so that a barrier costs one store and one load's way through the L2
+// cache, and no atomics.
 #pragma once
 
 #include "device/device.h"
@@ -74,7 +75,10 @@ inline GridFacts grid_facts() {
 class GridBarrier {
  public:
   GridBarrier(uint32_t*, int64_t members) : members_(members) {}
-  void wait(host::Site site = host::Site::current()) { host::grid_barrier(members_, site); }
+  void wait(host::Site site = host::Site::current()) {
+    if (members_ == 1) return host::barrier(site);
+    host::grid_barrier(members_, site);
+  }
 
  private:
   int64_t members_;

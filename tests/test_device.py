@@ -128,6 +128,128 @@ def test_asynchronous_copies(width: int, device: torch.device) -> None:
     assert torch.equal(run(f"cp_async.{width}", x), x.view(-1, BLOCK, width).flip(1).view_as(x))
 
 
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_asynchronous_copies_or_zeros(width: int, device: torch.device) -> None:
+    x = elements(width, 3 * BLOCK, device)
+    blocks = x.view(-1, 2, BLOCK // 2, width)
+    moved = torch.stack([blocks[:, 1], torch.zeros_like(blocks[:, 1])], 1)
+    expected = moved.view(-1, BLOCK, width).flip(1).view_as(x)
+    assert torch.equal(run(f"cp_async_or_zero.{width}", x), expected)
+
+
+def test_zeros_are_not_traffic() -> None:
+    x = elements(16, 3 * BLOCK, torch.device("cpu"))
+    with weft.testing.host_execution() as host:
+        run("cp_async_or_zero.16", x)
+    (launch,) = host.launches
+    assert launch.bytes_loaded == 3 * BLOCK // 2 * 16
+
+
+# ---- tensor cores: the index formulas of the PTX manual, "Warp-level matrix instructions" --------
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix(transposed: bool, device: torch.device) -> None:
+    x = torch.randint(-(2**15), 2**15, (2 * BLOCK, 8), dtype=torch.int16, device=device)
+    # Lane l points at row (5 l + 3) % 32; rows 8 i to 8 i + 7 in the order of lanes are matrix i.
+    matrices = x.view(-1, 32, 8)[:, SOURCES["shuffle"].to(device)].view(-1, 4, 8, 8)
+    if transposed:
+        matrices = matrices.transpose(2, 3)
+    # Word i of lane l: elements 2 (l % 4) and the next of row l / 4 of matrix i.
+    expected = matrices.reshape(-1, 4, 32, 2).transpose(1, 2).reshape(x.shape)
+    assert torch.equal(run("ldmatrix_transposed" if transposed else "ldmatrix", x), expected)
+
+
+LANE_GROUP, LANE_IN_GROUP = LANES // 4, LANES % 4
+HALVES = torch.arange(8)[:, None]  # the elements of `a` that a lane holds
+# dtype, (m, n, k), row and column of a's elements, k and column of b's; [elements, lanes] each.
+MMA: dict[str, tuple[torch.dtype, tuple[int, int, int], Tensor, Tensor, Tensor, Tensor]] = {}
+for _word, _dtype in {"bf16": torch.bfloat16, "f16": torch.float16}.items():
+    MMA[_word] = (
+        _dtype,
+        (16, 8, 16),
+        LANE_GROUP + 8 * ((HALVES // 2) % 2),
+        LANE_IN_GROUP * 2 + HALVES % 2 + 8 * (HALVES // 4),
+        LANE_IN_GROUP * 2 + HALVES[:4] % 2 + 8 * (HALVES[:4] // 2),
+        LANE_GROUP.expand(4, 32),
+    )
+MMA["tf32"] = (
+    torch.float32,
+    (16, 8, 8),
+    LANE_GROUP + 8 * (HALVES[:4] % 2),
+    LANE_IN_GROUP + 4 * (HALVES[:4] // 2),
+    LANE_IN_GROUP + 4 * HALVES[:2],
+    LANE_GROUP.expand(2, 32),
+)
+MMA["f64"] = (
+    torch.float64,
+    (8, 8, 4),
+    LANE_GROUP[None],
+    LANE_IN_GROUP[None],
+    LANE_IN_GROUP[None],
+    LANE_GROUP[None],
+)
+
+
+def record(fragments: list[Tensor]) -> Tensor:
+    """64 bytes a lane: a at 0, b at 16, c at 32. Fragments are [warps, elements, lanes]."""
+    out = torch.zeros(fragments[0].shape[0], 32, 64, dtype=torch.uint8)
+    for place, fragment in zip((0, 16, 32), fragments, strict=True):
+        lanes = fragment.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        raw = lanes.view(torch.uint8)
+        out[..., place : place + raw.shape[2]] = raw
+    return out
+
+
+@pytest.mark.parametrize("word", MMA)
+def test_mma(word: str, device: torch.device) -> None:
+    dtype, (m, n, k), a_row, a_column, b_k, b_column = MMA[word]
+    warps = 4
+    a = torch.randint(-8, 9, (warps, m, k)).to(dtype)
+    b = torch.randint(-8, 9, (warps, k, n)).to(dtype)
+    sums = torch.float64 if word == "f64" else torch.float32
+    c = torch.randint(-8, 9, (warps, m, n)).to(sums)
+    values = torch.arange(m * n // 32)[:, None]
+    c_row = LANE_GROUP + 8 * (values // 2)
+    c_column = LANE_IN_GROUP * 2 + values % 2
+    x = record([a[:, a_row, a_column], b[:, b_k, b_column], c[:, c_row, c_column]])
+    got = run(f"mma.{word}", x.to(device)).cpu()
+    assert (got[..., 16:] == 0).all()
+    expected = c + 2 * (a.to(sums) @ b.to(sums))
+    lanes = got[..., :16].contiguous().view(sums).transpose(1, 2)
+    assert torch.equal(lanes, expected[:, c_row, c_column])
+
+
+def test_mma_of_tf32_reads_19_bits(device: torch.device) -> None:
+    _, (m, n, k), a_row, a_column, b_k, b_column = MMA["tf32"]
+    a = torch.randint(-8, 9, (2, m, k)).float()
+    b = torch.randint(-8, 9, (2, k, n)).float()
+    # The 13 low bits of an operand are not seen.
+    noisy = (a.view(torch.int32) | torch.randint(0, 2**13, a.shape, dtype=torch.int32)).view(
+        torch.float32
+    )
+    c = torch.zeros(2, 4, 32)
+    clean, dirty = (
+        run("mma.tf32", record([t[:, a_row, a_column], b[:, b_k, b_column], c]).to(device))
+        for t in (a, noisy)
+    )
+    assert torch.equal(clean, dirty)
+
+
+def test_rounding_to_tf32(device: torch.device) -> None:
+    ties = torch.tensor([1 + 2**-11, -1 - 2**-11, 1 + 3 * 2**-11, 0.0, -0.0, torch.inf, -torch.inf])
+    x = torch.cat([ties, torch.randn(2 * BLOCK - len(ties)) * 1e3])
+    got = run("to_tf32", x.to(device)).cpu().view(torch.int32)
+    magnitude = (x.view(torch.int32) & 0x7FFFFFFF) + 0x1000
+    expected = (magnitude & 0x7FFFE000) | (x.view(torch.int32) & ~0x7FFFFFFF)
+    assert torch.equal(got & ~0x1FFF, expected)
+    nans = run("to_tf32", torch.full((BLOCK,), torch.nan, device=device)).view(torch.float32)
+    assert nans.isnan().all()
+
+
+# ---- blocks that meet -----------------------------------------------------------------------
+
+
 def _met(x: Tensor, members: int) -> Tensor:
     """What blocks that add their neighbour's values three times come to."""
     for _ in range(3):
@@ -214,6 +336,12 @@ FAULTS = {
     r"warp exchange of faults\.cpp:\d+",
     "barrier_against_exchange": r", block 0: not all threads reach the same word: threads 31, "
     r"63 wait at the barrier of faults\.cpp:\d+; threads 0-30, 32-62 wait in the warp exchange",
+    "lost_mma_lane": r", block 0: not all threads reach the same word: threads 0-31, 40 finished; "
+    r"threads 32-39, 41-63 wait in the warp exchange of faults\.cpp:\d+",
+    "misaligned_ldmatrix": r", block 0, thread 0: ldmatrix .* aligned to 16 bytes meets one that "
+    r"is off by 8",
+    "ldmatrix_outside_shared": r", block 0, thread 16: reads 16 bytes from outside shared memory",
+    "ldmatrix_without_barrier": r", block \d, thread \d+: output 0 depends on the order",
     "missing_grid_barrier": r", block \d, thread \d+: output 0 depends on the order",
     "too_small_a_set": r", block \d, thread \d+: output 0 depends on the order",
     "skipped_grid_barrier": r", block 1: not all blocks reach the same word: it finished; "

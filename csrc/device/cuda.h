@@ -135,6 +135,21 @@ WEFT_DEVICE void cp_async(void* shared, const void* global) {
                  : "memory");
   }
 }
+template <int Bytes>
+WEFT_DEVICE void cp_async_or_zero(void* shared, const void* global, bool inside) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  const unsigned destination = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = inside ? Bytes : 0;  // what is read; the rest of the destination gets zeros
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(global),
+                 "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(destination), "l"(global),
+                 "n"(Bytes), "r"(bytes)
+                 : "memory");
+  }
+}
 WEFT_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending>
 WEFT_DEVICE void cp_async_wait() {

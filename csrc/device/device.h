@@ -19,6 +19,8 @@
 //                                        global memory; a pack is 2, 4, 8 or 16 bytes, aligned
 //   cp_async<Bytes>(shared, global) cp_async_commit() cp_async_wait<Pending>()
 //                                        4-, 8- or 16-byte copies that land at the wait
+//   cp_async_or_zero<Bytes>(shared, global, inside)   zeros unless inside; nothing is read then
+//   ldmatrix mma to_tf32                 tensor cores: device/mma.h
 //   blocks that wait for each other      device/grid.h, device/cluster.h
 //
 // There are no atomics: every weft kernel gives the same bits on every run.

@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "device/cluster.h"
-#include "device/device.h"
 #include "device/grid.h"
+#include "device/mma.h"
 #include "device/selftest.h"
 
 namespace weft::WEFT_TARGET {
@@ -224,6 +224,42 @@ void barrier_against_exchange(const int32_t* in, int32_t* out) {
   store(out + global_thread(), value);
 }
 
+// ---- tensor cores ----------------------------------------------------------------------------
+
+void lost_mma_lane(const int32_t* in, int32_t* out) {
+  device::Mma<double>::C c{};
+  const device::Mma<double>::A a{{1.0}};
+  if (device::thread_index() != 40) device::mma<double>(c, a, a);
+  store(out + global_thread(), load(in + global_thread()) + static_cast<int32_t>(c[0]));
+}
+
+void misaligned_ldmatrix(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(kThreads);
+  values[device::thread_index()] = load(in + global_thread());
+  device::barrier();
+  store(out + global_thread(), static_cast<int32_t>(device::ldmatrix(values + 2)[0]));
+}
+
+void ldmatrix_outside_shared(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(kThreads);
+  values[device::thread_index()] = load(in + global_thread());
+  device::barrier();
+  store(out + global_thread(),
+        static_cast<int32_t>(device::ldmatrix(values + 4 * device::lane())[0]));
+}
+
+// Rows are read while other lanes of the warp still store them.
+void ldmatrix_without_barrier(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(4 * kThreads);
+  const int thread = device::thread_index();
+  for (int i = 0; i < 4; ++i) values[4 * thread + i] = load(in + global_thread());
+  const int32_t* row = values + 4 * (thread / 32 * 32 + 31 - device::lane());
+  store(out + global_thread(), static_cast<int32_t>(device::ldmatrix(row)[0]));
+}
+
 // ---- blocks that must meet ---------------------------------------------------------------------
 
 int64_t next_block() { return (device::block_index() + 1) % device::grid_size(); }
@@ -353,6 +389,10 @@ constexpr Fault kFaults[] = {
     {"lost_lane", lost_lane},
     {"mixed_exchange", mixed_exchange},
     {"barrier_against_exchange", barrier_against_exchange},
+    {"lost_mma_lane", lost_mma_lane},
+    {"misaligned_ldmatrix", misaligned_ldmatrix, kThreads, kShared},
+    {"ldmatrix_outside_shared", ldmatrix_outside_shared, kThreads, kShared},
+    {"ldmatrix_without_barrier", ldmatrix_without_barrier, kThreads, 4 * kShared},
     {"missing_grid_barrier", missing_grid_barrier, kThreads, 0, true},
     {"too_small_a_set", too_small_a_set, kThreads, 0, true},
     {"skipped_grid_barrier", skipped_grid_barrier, kThreads, 0, true},

@@ -111,7 +111,7 @@ const char* wait_of(State state) {
 
 struct Copy {
   void* shared;
-  const void* global;
+  const void* global;  // null: zeros
   int bytes;
   int group;
 };
@@ -132,7 +132,7 @@ struct Fiber {
 };
 
 struct Warp {
-  unsigned char slots[2][kWarp][16];
+  alignas(16) unsigned char slots[2][kWarp][host::kSlotBytes];
   int arrived = 0;
 };
 
@@ -826,16 +826,24 @@ void count_store(const void* address, int bytes) {
   }
 }
 
-void cp_async(void* shared, const void* global, int bytes) {
-  check_alignment(shared, bytes, "cp_async to shared memory");
-  check_alignment(global, bytes, "cp_async from global memory");
-  count_load(global, bytes);
-  const int64_t offset = static_cast<unsigned char*>(shared) - block->shared.data();
+void check_shared(const void* shared, int bytes, const char* verb, const char* way) {
+  const int64_t offset = static_cast<const unsigned char*>(shared) - block->shared.data();
   const bool inside =
       std::any_of(block->pieces.begin(), block->pieces.end(), [&](const SharedPiece& piece) {
         return offset >= piece.offset && offset + bytes <= piece.offset + piece.bytes;
       });
-  if (!inside) fault("copies " + std::to_string(bytes) + " bytes to outside shared memory");
+  if (!inside)
+    fault(std::string(verb) + " " + std::to_string(bytes) + " bytes " + way +
+          " outside shared memory");
+}
+
+void cp_async(void* shared, const void* global, int bytes) {
+  check_alignment(shared, bytes, "cp_async to shared memory");
+  check_shared(shared, bytes, "copies", "to");
+  if (global != nullptr) {
+    check_alignment(global, bytes, "cp_async from global memory");
+    count_load(global, bytes);
+  }
   poison(shared, bytes);
   fiber->copies.push_back({shared, global, bytes, fiber->copy_group});
 }
@@ -845,8 +853,13 @@ void cp_async_commit() { ++fiber->copy_group; }
 void cp_async_wait(int pending) {
   auto& copies = fiber->copies;
   const auto landed = [&](const Copy& copy) { return copy.group < fiber->copy_group - pending; };
-  for (const Copy& copy : copies)
-    if (landed(copy)) memcpy(copy.shared, copy.global, copy.bytes);
+  for (const Copy& copy : copies) {
+    if (!landed(copy)) continue;
+    if (copy.global == nullptr)
+      memset(copy.shared, 0, copy.bytes);
+    else
+      memcpy(copy.shared, copy.global, copy.bytes);
+  }
   copies.erase(std::remove_if(copies.begin(), copies.end(), landed), copies.end());
 }
 

@@ -65,7 +65,9 @@ void cluster_barrier(const Site& site);
 int cluster_size();
 // Where block `rank` of the cluster has the shared memory that this block has at `shared`.
 void* at_rank(void* shared, int rank);
-// Deposits this lane's value and returns once all 32 lanes did; slot(i) is lane i's value.
+// Deposits this lane's value, of at most kSlotBytes, and returns once all 32 lanes did; slot(i) is
+// lane i's value, kSlotBytes after that of lane i - 1.
+constexpr int kSlotBytes = 32;
 void exchange(const void* value, int bytes, const Site& site);
 const void* slot(int lane);
 
@@ -76,6 +78,10 @@ inline void check_alignment(const void* address, size_t bytes, const char* word)
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) misaligned(address, bytes, word);
 }
 
+// A fault "<verb> <bytes> bytes <way> outside shared memory" unless all of them lie in one piece.
+void check_shared(const void* shared, int bytes, const char* verb, const char* way);
+
+// `global` may be null: zeros land.
 void cp_async(void* shared, const void* global, int bytes);
 void cp_async_commit();
 void cp_async_wait(int pending);
@@ -177,6 +183,11 @@ template <int Bytes>
 void cp_async(void* shared, const void* global) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   host::cp_async(shared, global, Bytes);
+}
+template <int Bytes>
+void cp_async_or_zero(void* shared, const void* global, bool inside) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  host::cp_async(shared, inside ? global : nullptr, Bytes);
 }
 inline void cp_async_commit() { host::cp_async_commit(); }
 template <int Pending>

@@ -15,6 +15,9 @@ struct SelftestKernels {
 // selftest.cu: each word used as it should be, on hardware and on the host.
 WEFT_DECLARE_CUDA_TABLE(SelftestKernels, selftest_kernels)
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, selftest_kernels)
+// selftest_mma.cu: the words of device/mma.h.
+WEFT_DECLARE_CUDA_TABLE(SelftestKernels, mma_selftest_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, mma_selftest_kernels)
 // selftest_blocks.cu: the same of the words by which blocks meet.
 WEFT_DECLARE_CUDA_TABLE(SelftestKernels, block_selftest_kernels)
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, block_selftest_kernels)

@@ -9,11 +9,19 @@
 namespace weft {
 namespace {
 
-// Both for the CUDA source alone: there is no CPU version of a device word.
+// All for the CUDA source alone: there is no CPU version of a device word.
 const SelftestKernels* words_for(Target target) {
   switch (target) {
     WEFT_CASE_CUDA(selftest_kernels)
     WEFT_CASE_HOST(selftest_kernels)
+    default:
+      return nullptr;
+  }
+}
+const SelftestKernels* mma_words_for(Target target) {
+  switch (target) {
+    WEFT_CASE_CUDA(mma_selftest_kernels)
+    WEFT_CASE_HOST(mma_selftest_kernels)
     default:
       return nullptr;
   }
@@ -38,7 +46,6 @@ at::Tensor device_selftest(const at::Tensor& input, c10::string_view word) {
   const char* op = "device_selftest";
   const Target target = target_for(input);
   const SelftestKernels* words = words_for(target);
-  const SelftestKernels* block_words = block_words_for(target);
   const SelftestKernels* faults = faults_for(target);
   TORCH_CHECK(
       words != nullptr, op, ": runs CUDA kernels, so argument 'input' must be a CUDA tensor ",
@@ -52,8 +59,9 @@ at::Tensor device_selftest(const at::Tensor& input, c10::string_view word) {
            kernels->run(name.c_str(), input.const_data_ptr(), output.mutable_data_ptr(),
                         static_cast<int64_t>(input.nbytes()), context_for(input));
   };
-  TORCH_CHECK_VALUE(run(words) || run(block_words) || run(faults), op,
-                    ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
+  TORCH_CHECK_VALUE(
+      run(words) || run(mma_words_for(target)) || run(block_words_for(target)) || run(faults), op,
+      ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
   return output;
 }
 

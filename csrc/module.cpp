@@ -70,5 +70,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #if WEFT_WITH_HOST_EXECUTION
   m.def("launch_reports", launch_reports);
   m.def("clear_launch_reports", weft::device::clear_launch_reports);
+  m.def("set_multiprocessors", weft::device::set_multiprocessors);
 #endif
 }

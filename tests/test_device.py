@@ -247,6 +247,46 @@ def test_rounding_to_tf32(device: torch.device) -> None:
     assert nans.isnan().all()
 
 
+# ---- blocks that meet -----------------------------------------------------------------------
+
+
+def _met(x: Tensor, members: int) -> Tensor:
+    """What blocks that add their neighbour's values three times come to."""
+    for _ in range(3):
+        x = x + x.unflatten(0, (-1, members)).roll(-1, 1).flatten(0, 1)
+    return x
+
+
+@pytest.mark.parametrize(("word", "members"), [("grid_barrier", 6), ("set_barrier", 2)])
+def test_blocks_meet(word: str, members: int, device: torch.device) -> None:
+    x = torch.randint(-1000, 1000, (6 + 1, BLOCK), dtype=torch.int32, device=device)
+    assert torch.equal(run(word, x)[:-1], _met(x[:-1], members))
+
+
+def test_cluster(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        with pytest.raises(RuntimeError, match="launch of cluster failed"):
+            run("cluster", torch.zeros(8 * BLOCK, dtype=torch.int32, device=device))
+        return
+    x = torch.randint(-1000, 1000, (2, 4, BLOCK), dtype=torch.int32, device=device)
+    mirrored = x.flip(2)
+    expected = sum((d + 1) * mirrored.roll(-d, 1) for d in range(4))
+    assert torch.equal(run("cluster", x), expected)
+
+
+def test_blocks_that_meet_in_a_graph() -> None:
+    if not torch.cuda.is_available():
+        return
+    x = torch.randint(-1000, 1000, (7, BLOCK), dtype=torch.int32, device="cuda")
+    run("grid_barrier", x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run("grid_barrier", x)
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(got[:-1], _met(x[:-1], 6))
+
+
 def test_unknown_word(device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"device_selftest: argument 'word' names no kernel"):
         run("levitate", torch.zeros(BLOCK, dtype=torch.int32, device=device))
@@ -302,6 +342,22 @@ FAULTS = {
     r"is off by 8",
     "ldmatrix_outside_shared": r", block 0, thread 16: reads 16 bytes from outside shared memory",
     "ldmatrix_without_barrier": r", block \d, thread \d+: output 0 depends on the order",
+    "missing_grid_barrier": r", block \d, thread \d+: output 0 depends on the order",
+    "too_small_a_set": r", block \d, thread \d+: output 0 depends on the order",
+    "skipped_grid_barrier": r", block 1: not all blocks reach the same word: it finished; "
+    r"block 0 waits at the grid barrier of faults\.cpp:\d+",
+    "half_a_grid_barrier": r", block 1: not all threads reach the same word: threads 32-63 "
+    r"finished; threads 0-31 wait at the grid barrier of faults\.cpp:\d+",
+    "two_grid_barriers": r", block 1: not all blocks reach the same word: it waits at the grid "
+    r"barrier of faults\.cpp:\d+; block 0 waits at the grid barrier of faults\.cpp:\d+",
+    "grid_barrier_of_a_plain_launch": r", block 0, thread 0: meets a grid barrier in a launch "
+    r"that is not cooperative",
+    "missing_cluster_barrier": r", block \d, thread \d+: output 0 depends on the order",
+    "early_end": r", block \d, thread \d+: output 0 depends on the order",
+    "late_start": r", block 0, thread 0: looks into shared memory that block 1 has not taken",
+    "skipped_cluster_barrier": r", block 0: not all blocks reach the same word: it finished; "
+    r"block 1 waits at the cluster barrier of faults\.cpp:\d+",
+    "odd_cluster": r": clusters of 3 in a grid of 2 blocks; expected a divisor of it, at most 8",
     "odd_threads": r": 48 threads a block; expected a multiple of 32, at most 1024",
     "too_many_threads": r": 2048 threads a block; expected a multiple of 32, at most 1024",
     "foreign_output": r" is given an output that weft did not allocate",
@@ -331,6 +387,15 @@ def test_fault_is_caught_and_named(fault: str, two_blocks: Tensor) -> None:
 def test_early_read_sees_poison(fault: str, two_blocks: Tensor) -> None:
     with weft.testing.host_execution():
         assert (run(fault, two_blocks) == POISON).all()
+
+
+def test_more_blocks_than_run_at_once() -> None:
+    blocks = weft.testing.HOST_MULTIPROCESSORS * 32
+    x = torch.zeros(blocks + 2, BLOCK, dtype=torch.int32)
+    with weft.testing.host_execution():
+        assert torch.equal(run("grid_barrier", x[1:])[:-1], x[2:])
+        with pytest.raises(RuntimeError, match=f"{blocks + 1} blocks that wait .* runs {blocks} "):
+            run("grid_barrier", x)
 
 
 def test_unwritten_output_is_poison(two_blocks: Tensor) -> None:

@@ -177,10 +177,24 @@ void launch(const Launch& config, void (*kernel)(Parameters...), Arguments&&... 
                                static_cast<int>(config.shared_bytes)),
           config.kernel);
   }
-  kernel<<<static_cast<unsigned>(config.blocks), config.threads,
-           static_cast<size_t>(config.shared_bytes), static_cast<cudaStream_t>(config.stream)>>>(
-      static_cast<Parameters>(arguments)...);
-  check(cudaGetLastError(), config.kernel);
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+  }
+  cudaLaunchConfig_t shape = {};
+  shape.gridDim = dim3(static_cast<unsigned>(config.blocks));
+  shape.blockDim = dim3(static_cast<unsigned>(config.threads));
+  shape.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  shape.stream = static_cast<cudaStream_t>(config.stream);
+  shape.attrs = attributes;
+  shape.numAttrs = count;
+  check(cudaLaunchKernelEx(&shape, kernel, static_cast<Parameters>(arguments)...), config.kernel);
 }
 
 }  // namespace weft::device

@@ -22,11 +22,13 @@
 //                                        4-, 8- or 16-byte copies that land at the wait
 //   cp_async_or_zero<Bytes>(shared, global, inside)   zeros unless inside; nothing is read then
 //   ldmatrix mma to_tf32                 tensor cores: device/mma.h
+//   blocks that wait for each other      device/grid.h, device/cluster.h
 //
 // There are no atomics: every weft kernel gives the same bits on every run.
 #pragma once
 
 #include "core/dtype.h"
+#include "device/grid_facts.h"
 
 // Read by benchmarks/kernel_report.py in the source.
 #define WEFT_HOT
@@ -48,6 +50,8 @@ struct Launch {
   int threads;  // per block, a multiple of 32
   int64_t shared_bytes = 0;
   void* stream = nullptr;
+  bool cooperative = false;  // all blocks run at once and may wait for each other: device/grid.h
+  int cluster = 1;           // neighbouring blocks that reach each other's shared memory
 };
 
 }  // namespace weft::device

@@ -4,6 +4,8 @@
 // some of them would hang and the others pass in silence, which is why the host is strict.
 #include <cstring>
 
+#include "device/cluster.h"
+#include "device/grid.h"
 #include "device/mma.h"
 #include "device/selftest.h"
 
@@ -258,11 +260,104 @@ void ldmatrix_without_barrier(const int32_t* in, int32_t* out) {
   store(out + global_thread(), static_cast<int32_t>(device::ldmatrix(row)[0]));
 }
 
+// ---- blocks that must meet ---------------------------------------------------------------------
+
+int64_t next_block() { return (device::block_index() + 1) % device::grid_size(); }
+
+// Without the second barrier a fast block overwrites what a slow one has yet to read.
+void missing_grid_barrier(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, device::grid_size());
+  int32_t x = load(in + global_thread());
+  for (int round = 0; round < 2; ++round) {
+    store(out + global_thread(), x);
+    meet.wait();
+    x += load(out + next_block() * kThreads + device::thread_index());
+  }
+  meet.wait();
+  store(out + global_thread(), x);
+}
+
+// The set that meets is smaller than the one that reads.
+void too_small_a_set(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, 1);
+  store(out + global_thread(), load(in + global_thread()));
+  meet.wait();
+  const int32_t x = load(out + next_block() * kThreads + device::thread_index());
+  meet.wait();
+  store(out + global_thread(), x + load(in + global_thread()));
+}
+
+void skipped_grid_barrier(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, device::grid_size());
+  if (device::block_index() != 1) meet.wait();
+  store(out + global_thread(), load(in + global_thread()));
+}
+
+void half_a_grid_barrier(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, device::grid_size());
+  if (device::block_index() == 0 || device::thread_index() < 32) meet.wait();
+  store(out + global_thread(), load(in + global_thread()));
+}
+
+void two_grid_barriers(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, device::grid_size());
+  if (device::block_index() == 0)
+    meet.wait();
+  else
+    meet.wait();
+  store(out + global_thread(), load(in + global_thread()));
+}
+
+void grid_barrier_of_a_plain_launch(const int32_t* in, int32_t* out) {
+  device::GridBarrier meet(nullptr, device::grid_size());
+  meet.wait();
+  store(out + global_thread(), load(in + global_thread()));
+}
+
+// Blocks read each other's shared memory.
+int32_t neighbours_value(int32_t* values) {
+  const int other = (device::cluster_rank() + 1) % device::cluster_size();
+  return device::at_rank(values, other)[device::thread_index()];
+}
+
+void missing_cluster_barrier(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(kThreads);
+  device::cluster_barrier();
+  values[device::thread_index()] = load(in + global_thread());
+  store(out + global_thread(), neighbours_value(values));
+  device::cluster_barrier();
+}
+
+// A block ends while another may yet read its memory.
+void early_end(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(kThreads);
+  values[device::thread_index()] = load(in + global_thread());
+  device::cluster_barrier();
+  store(out + global_thread(), neighbours_value(values));
+}
+
+void late_start(const int32_t* in, int32_t* out) {
+  device::SharedMemory memory;
+  int32_t* values = memory.take<int32_t>(kThreads);
+  values[device::thread_index()] = load(in + global_thread());
+  store(out + global_thread(), neighbours_value(values));
+  device::cluster_barrier();
+}
+
+void skipped_cluster_barrier(const int32_t* in, int32_t* out) {
+  if (device::cluster_rank() == 1) device::cluster_barrier();
+  store(out + global_thread(), load(in + global_thread()));
+}
+
 struct Fault {
   const char* word;
   void (*kernel)(const int32_t*, int32_t*);
   int threads = kThreads;
   int64_t shared_bytes = 0;
+  bool cooperative = false;
+  int cluster = 1;
 };
 
 constexpr int64_t kShared = kThreads * 4;
@@ -298,6 +393,17 @@ constexpr Fault kFaults[] = {
     {"misaligned_ldmatrix", misaligned_ldmatrix, kThreads, kShared},
     {"ldmatrix_outside_shared", ldmatrix_outside_shared, kThreads, kShared},
     {"ldmatrix_without_barrier", ldmatrix_without_barrier, kThreads, 4 * kShared},
+    {"missing_grid_barrier", missing_grid_barrier, kThreads, 0, true},
+    {"too_small_a_set", too_small_a_set, kThreads, 0, true},
+    {"skipped_grid_barrier", skipped_grid_barrier, kThreads, 0, true},
+    {"half_a_grid_barrier", half_a_grid_barrier, kThreads, 0, true},
+    {"two_grid_barriers", two_grid_barriers, kThreads, 0, true},
+    {"grid_barrier_of_a_plain_launch", grid_barrier_of_a_plain_launch},
+    {"missing_cluster_barrier", missing_cluster_barrier, kThreads, kShared, false, 2},
+    {"early_end", early_end, kThreads, kShared, false, 2},
+    {"late_start", late_start, kThreads, kShared, false, 2},
+    {"skipped_cluster_barrier", skipped_cluster_barrier, kThreads, kShared, false, 2},
+    {"odd_cluster", late_start, kThreads, kShared, false, 3},
     {"odd_threads", unwritten_output, 48},
     {"too_many_threads", unwritten_output, 2048},
 };
@@ -307,7 +413,8 @@ bool run(const char* word, const void* in, void* out, int64_t bytes, const Conte
   const auto* x = static_cast<const int32_t*>(in);
   for (const Fault& fault : kFaults) {
     if (strcmp(word, fault.word) != 0) continue;
-    device::launch({fault.word, blocks, fault.threads, fault.shared_bytes, context.stream},
+    device::launch({fault.word, blocks, fault.threads, fault.shared_bytes, context.stream,
+                    fault.cooperative, fault.cluster},
                    fault.kernel, x, static_cast<int32_t*>(out));
     return true;
   }

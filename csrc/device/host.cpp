@@ -8,8 +8,10 @@
 //
 // A fault that shows only after the fact (a broken guard band, an order that changed the bits) is
 // hunted: the block or grid runs once more, serially, and is looked at after every step of every
-// thread, so that the message can name the thread. Time is bound by switches, so what every switch
-// touches is kept small: states and counters in the block, stacks spread over the cache's sets.
+// thread, so that the message can name the thread. Blocks that may wait for each other (a
+// cooperative grid, a cluster) run together on one OS thread: each goes on until all its threads
+// wait for other blocks. Time is bound by switches, so what every switch touches is kept small:
+// states and counters in the block, stacks spread over the cache's sets.
 #include "device/device.h"
 #include "device/guarded.h"
 
@@ -48,6 +50,8 @@ using host::Site;
 constexpr int kWarp = 32;
 constexpr int64_t kMaxThreads = 1024;
 constexpr int64_t kMaxSharedBytes = 227 * 1024;  // what a block of sm_90 may ask for
+constexpr int64_t kSharedBytes = 228 * 1024;     // of one multiprocessor
+constexpr int kMaxCluster = 8;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 512 * 1024;  // instrumented frames are several times larger
 #else
@@ -79,7 +83,31 @@ std::string thread_list(const std::vector<int>& threads) {
 
 // ---- one launch ----------------------------------------------------------------------------
 
-enum class State : uint8_t { ready, at_barrier, at_exchange, done };
+enum class State : uint8_t {
+  ready,
+  at_barrier,
+  at_exchange,
+  at_grid_barrier,
+  at_cluster_barrier,
+  done
+};
+
+const char* wait_of(State state) {
+  switch (state) {
+    case State::at_barrier:
+      return "wait at the barrier of ";
+    case State::at_exchange:
+      return "wait in the warp exchange of ";
+    case State::at_grid_barrier:
+      return "wait at the grid barrier of ";
+    case State::at_cluster_barrier:
+      return "wait at the cluster barrier of ";
+    case State::ready:
+    case State::done:
+      break;
+  }
+  return "";
+}
 
 struct Copy {
   void* shared;
@@ -162,9 +190,12 @@ struct Traffic {
 struct BlockRun {
   LaunchRun* launch = nullptr;
   int64_t index = 0;
+  int first_fiber = 0;  // of its threads, in the pool
   std::vector<State> states;
   int done = 0;
   int at_barrier = 0;
+  int abroad = 0;       // threads that wait for other blocks ...
+  int64_t members = 0;  // ... so many of which are a set
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   std::vector<SharedPiece> pieces;
@@ -172,13 +203,16 @@ struct BlockRun {
   Traffic stores;
   std::exception_ptr fault;
 
-  void start(LaunchRun& of, int64_t block) {
+  void start(LaunchRun& of, int64_t block, int fiber) {
     const int threads = of.config.threads;
     launch = &of;
     index = block;
+    first_fiber = fiber;
     states.assign(threads, State::ready);
     done = 0;
     at_barrier = 0;
+    abroad = 0;
+    members = 0;
     warps.resize(threads / kWarp);
     for (Warp& warp : warps) warp.arrived = 0;
     shared.clear();
@@ -201,7 +235,6 @@ class FiberPool {
   std::vector<std::unique_ptr<Fiber>>& get(int count) {
     while (static_cast<int>(fibers_.size()) < count) {
       auto fiber = std::make_unique<Fiber>();
-      fiber->index = static_cast<int>(fibers_.size());
       const size_t page = page_bytes();
       void* memory = mmap(nullptr, page + kStackBytes, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -210,7 +243,7 @@ class FiberPool {
       mprotect(memory, page, PROT_NONE);
       fiber->stack = static_cast<unsigned char*>(memory) + page;
       // Stacks at equal offsets of a page would all compete for the same sets of the cache.
-      fiber->stack_bytes = kStackBytes - fiber->index % 32 * 1088;
+      fiber->stack_bytes = kStackBytes - fibers_.size() % 32 * 1088;
       fibers_.push_back(std::move(fiber));
     }
     return fibers_;
@@ -237,7 +270,8 @@ class FiberPool {
 };
 
 thread_local FiberPool pool;
-thread_local BlockRun reused_block;
+thread_local std::vector<std::unique_ptr<BlockRun>> reused_blocks;
+thread_local std::vector<BlockRun*> together;  // the blocks that run on this OS thread
 thread_local BlockRun* block = nullptr;
 thread_local Fiber* fiber = nullptr;
 
@@ -333,16 +367,25 @@ void fiber_main() {
 
 // ---- one block -----------------------------------------------------------------------------
 
-KernelFault divergence(const std::vector<std::unique_ptr<Fiber>>& fibers) {
+Fiber& fiber_of(const BlockRun& run, int thread) { return *pool.get(0)[run.first_fiber + thread]; }
+Fiber& fiber_of(int thread) { return fiber_of(*block, thread); }
+
+// All threads of both blocks wait for other blocks, at one word.
+bool meet(const BlockRun& a, const BlockRun& b) {
+  const int threads = a.launch->config.threads;
+  return a.abroad == threads && b.abroad == threads && a.states[0] == b.states[0] &&
+         a.members == b.members && same_site(fiber_of(a, 0).site, fiber_of(b, 0).site);
+}
+
+KernelFault divergence() {
   std::map<std::string, std::vector<int>> groups;
   for (size_t i = 0; i < block->states.size(); ++i) {
     const State state = block->states[i];
-    const std::string site = site_name(fibers[i]->site);
-    groups[state == State::ready        ? "are on their way"
-           : state == State::done       ? "finished"
-           : state == State::at_barrier ? "wait at the barrier of " + site
-                                        : "wait in the warp exchange of " + site]
-        .push_back(static_cast<int>(i));
+    const auto thread = static_cast<int>(i);
+    groups[state == State::ready  ? "are on their way"
+           : state == State::done ? "finished"
+                                  : wait_of(state) + site_name(fiber_of(thread).site)]
+        .push_back(thread);
   }
   std::string text;
   for (const auto& [where, members] : groups)
@@ -350,10 +393,16 @@ KernelFault divergence(const std::vector<std::unique_ptr<Fiber>>& fibers) {
   return block_fault(": not all threads reach the same word: " + text);
 }
 
-void release_barrier(const std::vector<std::unique_ptr<Fiber>>& fibers) {
-  const Site& site = fibers[0]->site;
+// Throws unless all threads wait for the same word.
+void check_one_word() {
   for (size_t i = 1; i < block->states.size(); ++i)
-    if (!same_site(fibers[i]->site, site)) throw divergence(fibers);
+    if (block->states[i] != block->states[0] ||
+        !same_site(fiber_of(static_cast<int>(i)).site, fiber_of(0).site))
+      throw divergence();
+}
+
+void release_barrier() {
+  check_one_word();
   std::fill(block->states.begin(), block->states.end(), State::ready);
   block->at_barrier = 0;
 }
@@ -385,45 +434,136 @@ void look_for_damage(const LaunchRun& launch) {
   if (!damage.empty()) fault("stores " + damage);
 }
 
-void run_threads(LaunchRun& launch, const std::vector<int>& order) {
+void start_block(LaunchRun& launch, BlockRun& run, int64_t index, int first_fiber) {
   const int threads = launch.config.threads;
-  auto& fibers = pool.get(threads);
+  run.start(launch, index, first_fiber);
+  auto& fibers = pool.get(first_fiber + threads);
   for (int i = 0; i < threads; ++i) {
-    Fiber& f = *fibers[i];
+    Fiber& f = *fibers[first_fiber + i];
+    f.index = i;
     f.pieces_taken = 0;
     f.exchanges = 0;
     f.copy_group = 0;
     f.copies.clear();
   }
+}
+
+// Runs `block` until all its threads are done or wait for other blocks. False: they already did.
+bool advance(const std::vector<int>& order) {
   BlockRun& run = *block;
-  while (run.done < threads) {
+  LaunchRun& launch = *run.launch;
+  const int threads = launch.config.threads;
+  bool moved = false;
+  while (run.done < threads && run.abroad < threads) {
     bool progressed = false;
     for (int i : order) {
       if (run.states[i] != State::ready) continue;
       progressed = true;
-      resume(*fibers[i]);
+      resume(fiber_of(i));
       if (run.fault) std::rethrow_exception(run.fault);
       if (launch.look_after_each_step) look_for_damage(launch);
     }
     if (run.at_barrier == threads) {
-      release_barrier(fibers);
+      release_barrier();
     } else if (!progressed) {
-      throw divergence(fibers);
+      throw divergence();
+    }
+    moved = true;
+  }
+  if (!moved) return false;
+  if (run.abroad == threads) check_one_word();
+  // The memory of a block ends with it, also for the blocks of its cluster.
+  if (run.done == threads && launch.config.cluster > 1)
+    for (const SharedPiece& piece : run.pieces)
+      poison(run.shared.data() + piece.offset, piece.bytes);
+  return true;
+}
+
+// Lets the sets of blocks go on whose members have all arrived.
+void release_sets() {
+  std::map<int64_t, std::vector<BlockRun*>> sets;
+  for (BlockRun* run : together)
+    if (run->abroad > 0) sets[run->index / run->members].push_back(run);
+  for (const auto& [number, set] : sets) {
+    const BlockRun& first = *set[0];
+    if (static_cast<int64_t>(set.size()) < first.members) continue;
+    if (!std::all_of(set.begin(), set.end(), [&](BlockRun* run) { return meet(*run, first); }))
+      continue;
+    for (BlockRun* run : set) {
+      std::fill(run->states.begin(), run->states.end(), State::ready);
+      run->abroad = 0;
     }
   }
 }
 
-void run_block(LaunchRun& launch, int64_t index, const std::vector<int>& order) {
-  block = &reused_block;
-  try {
-    block->start(launch, index);
-    run_threads(launch, order);
+// Blocks wait for one that does not come.
+KernelFault absence() {
+  std::vector<BlockRun*> blocks = together;
+  std::sort(blocks.begin(), blocks.end(),
+            [](const BlockRun* a, const BlockRun* b) { return a->index < b->index; });
+  const auto place = [](const BlockRun& run) {
+    if (run.abroad == 0) return std::string("finished");
+    const std::string wait = wait_of(run.states[0]);
+    return "waits" + wait.substr(4) + site_name(fiber_of(run, 0).site);  // 4: of "wait"
+  };
+  const BlockRun& waits = **std::find_if(blocks.begin(), blocks.end(),
+                                         [](const BlockRun* run) { return run->abroad > 0; });
+  for (BlockRun* run : blocks) {
+    if (run->index / waits.members != waits.index / waits.members || meet(*run, waits)) continue;
+    block = run;
+    return block_fault(": not all blocks reach the same word: it " + place(*run) + "; block " +
+                       std::to_string(waits.index) + " " + place(waits));
+  }
+  block = const_cast<BlockRun*>(&waits);
+  return block_fault(": waits in a set of blocks that others do not share");
+}
+
+using ThreadOrder = std::function<std::vector<int>(int64_t block)>;
+
+void run_to_end(LaunchRun& launch, const std::vector<int64_t>& indices,
+                const ThreadOrder& order_of) {
+  while (reused_blocks.size() < indices.size())
+    reused_blocks.push_back(std::make_unique<BlockRun>());
+  together.clear();
+  std::vector<std::vector<int>> orders;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    together.push_back(reused_blocks[i].get());
+    start_block(launch, *together[i], indices[i], static_cast<int>(i) * launch.config.threads);
+    orders.push_back(order_of(indices[i]));
+  }
+  const auto done = [&](const BlockRun* run) { return run->done == launch.config.threads; };
+  while (!std::all_of(together.begin(), together.end(), done)) {
+    // From the first again: a set that may go on does so ahead of blocks that do not wait for it.
+    bool moved = false;
+    for (size_t i = 0; i < together.size() && !moved; ++i) {
+      block = together[i];
+      moved = advance(orders[i]);
+    }
+    if (!moved) throw absence();
+    release_sets();
+  }
+}
+
+// Damage around the shared memory of any block; `block` is then that one.
+std::string damage_of_blocks() {
+  for (BlockRun* run : together) {
+    block = run;
     const std::string damage = shared_damage();
+    if (!damage.empty()) return damage;
+  }
+  return "";
+}
+
+// Runs blocks that may wait for each other.
+void run_together(LaunchRun& launch, const std::vector<int64_t>& indices,
+                  const ThreadOrder& order_of) {
+  try {
+    run_to_end(launch, indices, order_of);
+    const std::string damage = damage_of_blocks();
     if (!damage.empty()) {
       LaunchRun hunt{launch.config, launch.outputs, launch.thread_body};
       hunt.look_after_each_step = true;
-      block->start(hunt, index);
-      run_threads(hunt, order);
+      run_to_end(hunt, indices, order_of);
       throw block_fault(": a thread stores " + damage);
     }
   } catch (...) {
@@ -431,17 +571,18 @@ void run_block(LaunchRun& launch, int64_t index, const std::vector<int>& order) 
     pool.clear();
     throw;
   }
-  if (launch.report != nullptr) {
-    const int64_t loaded = block->loads.distinct_sectors();
-    const int64_t stored = block->stores.distinct_sectors();
-    static std::mutex report_mutex;
+  block = nullptr;
+  if (launch.report == nullptr) return;
+  static std::mutex report_mutex;
+  for (BlockRun* run : together) {
+    const int64_t loaded = run->loads.distinct_sectors();
+    const int64_t stored = run->stores.distinct_sectors();
     std::lock_guard lock(report_mutex);
-    launch.report->bytes_loaded += block->loads.bytes;
-    launch.report->bytes_stored += block->stores.bytes;
+    launch.report->bytes_loaded += run->loads.bytes;
+    launch.report->bytes_stored += run->stores.bytes;
     launch.report->sectors_loaded += loaded;
     launch.report->sectors_stored += stored;
   }
-  block = nullptr;
 }
 
 // ---- the grid, three times -----------------------------------------------------------------
@@ -468,9 +609,16 @@ std::atomic<bool> in_forked_child{false};
 
 // Of several faults the one that the order meets first is thrown, so a message never changes.
 void run_blocks(LaunchRun& launch, Order order, bool serially) {
-  const auto blocks = ordered<int64_t>(launch.config.blocks, order, 20);
-  const auto count = static_cast<int64_t>(blocks.size());
+  const int64_t blocks = launch.config.blocks;
+  const int64_t size = launch.config.cooperative ? blocks : launch.config.cluster;
+  const auto groups = ordered<int64_t>(blocks / size, order, 20);
+  const auto within = ordered<int64_t>(size, order, 20);
+  const auto count = static_cast<int64_t>(groups.size());
   const auto in_order = ordered<int>(launch.config.threads, order, 20);
+  const ThreadOrder order_of = [&](int64_t block) {
+    const auto seed = static_cast<uint64_t>(block);
+    return order == Order::random ? ordered<int>(launch.config.threads, order, seed) : in_order;
+  };
   int64_t first_fault = count;
   std::exception_ptr fault;
   std::mutex fault_mutex;
@@ -481,10 +629,9 @@ void run_blocks(LaunchRun& launch, Order order, bool serially) {
       if (i > first_fault) continue;
     }
     try {
-      const auto seed = static_cast<uint64_t>(blocks[i]);
-      run_block(
-          launch, blocks[i],
-          order == Order::random ? ordered<int>(launch.config.threads, order, seed) : in_order);
+      std::vector<int64_t> indices = within;
+      for (int64_t& index : indices) index += groups[i] * size;
+      run_together(launch, indices, order_of);
     } catch (...) {
       std::lock_guard lock(fault_mutex);
       if (i < first_fault) {
@@ -514,7 +661,33 @@ void run_grid(LaunchRun& launch, Order order, const Image& before) {
 std::mutex reports_mutex;
 std::vector<LaunchReport> reports;
 
+std::atomic<int> multiprocessors{kHostMultiprocessors};
+
+void check_launch(const Launch& config) {
+  const auto refuse = [&](const std::string& what) {
+    throw KernelFault("kernel " + std::string(config.kernel) + ": " + what);
+  };
+  if (config.threads <= 0 || config.threads > kMaxThreads || config.threads % kWarp != 0)
+    refuse(std::to_string(config.threads) +
+           " threads a block; expected a multiple of 32, at most 1024");
+  if (config.blocks < 0 || config.blocks > std::numeric_limits<int>::max())
+    refuse(std::to_string(config.blocks) + " blocks; a grid has at most 2^31 - 1");
+  if (config.shared_bytes > kMaxSharedBytes)
+    refuse(std::to_string(config.shared_bytes) + " bytes of shared memory; a block has at most " +
+           std::to_string(kMaxSharedBytes));
+  if (config.cluster < 1 || config.cluster > kMaxCluster || config.blocks % config.cluster != 0)
+    refuse("clusters of " + std::to_string(config.cluster) + " in a grid of " +
+           std::to_string(config.blocks) + " blocks; expected a divisor of it, at most 8");
+  const int64_t resident = grid_facts().resident_blocks(config.threads, config.shared_bytes);
+  if (config.cooperative && config.blocks > resident)
+    refuse(std::to_string(config.blocks) + " blocks that wait for each other; the device runs " +
+           std::to_string(resident) + " of them at once");
+}
+
 }  // namespace
+
+GridFacts grid_facts() { return {multiprocessors, kSharedBytes, kMaxSharedBytes}; }
+void set_multiprocessors(int count) { multiprocessors = count; }
 
 void clear_launch_reports() {
   std::lock_guard lock(reports_mutex);
@@ -566,6 +739,49 @@ void barrier(const Site& site) {
   yield_to_scheduler();
 }
 
+namespace {
+
+void wait_abroad(State state, int64_t members, const Site& site) {
+  fiber->site = site;
+  block->states[fiber->index] = state;
+  ++block->abroad;
+  block->members = members;
+  yield_to_scheduler();
+}
+
+}  // namespace
+
+void grid_barrier(int64_t members, const Site& site) {
+  const Launch& config = block->launch->config;
+  if (!config.cooperative) fault("meets a grid barrier in a launch that is not cooperative");
+  if (members < 1 || config.blocks % members != 0)
+    fault("meets in a set of " + std::to_string(members) + " blocks of " +
+          std::to_string(config.blocks));
+  wait_abroad(State::at_grid_barrier, members, site);
+}
+
+void cluster_barrier(const Site& site) {
+  wait_abroad(State::at_cluster_barrier, block->launch->config.cluster, site);
+}
+
+int cluster_size() { return block->launch->config.cluster; }
+
+void* at_rank(void* shared, int rank) {
+  const int64_t size = cluster_size();
+  if (rank < 0 || rank >= size)
+    fault("looks for block " + std::to_string(rank) + " of a cluster of " + std::to_string(size));
+  const int64_t index = block->index / size * size + rank;
+  const BlockRun& other = **std::find_if(together.begin(), together.end(),
+                                         [&](const BlockRun* run) { return run->index == index; });
+  const int64_t offset = static_cast<unsigned char*>(shared) - block->shared.data();
+  const auto holds = [&](const SharedPiece& piece) {
+    return offset >= piece.offset && offset < piece.offset + piece.bytes;
+  };
+  if (!std::any_of(other.pieces.begin(), other.pieces.end(), holds))
+    fault("looks into shared memory that block " + std::to_string(index) + " has not taken");
+  return const_cast<unsigned char*>(other.shared.data()) + offset;
+}
+
 void exchange(const void* value, int bytes, const Site& site) {
   const int first = fiber->index / kWarp * kWarp;
   Warp& warp = block->warps[fiber->index / kWarp];
@@ -575,9 +791,8 @@ void exchange(const void* value, int bytes, const Site& site) {
   fiber->site = site;
   if (++warp.arrived < kWarp) return yield_to_scheduler();
   warp.arrived = 0;
-  const auto& fibers = pool.get(0);
   for (int i = first; i < first + kWarp; ++i)
-    if (!same_site(fibers[i]->site, site)) throw divergence(fibers);
+    if (!same_site(fiber_of(i).site, site)) throw divergence();
   std::fill_n(block->states.begin() + first, kWarp, State::ready);
 }
 
@@ -651,17 +866,7 @@ void cp_async_wait(int pending) {
 void run(const Launch& config, const std::vector<void*>& outputs,
          const std::function<void()>& thread_body) {
   const std::string kernel = config.kernel;
-  if (config.threads <= 0 || config.threads > kMaxThreads || config.threads % kWarp != 0)
-    throw KernelFault("kernel " + kernel + ": " + std::to_string(config.threads) +
-                      " threads a block; expected a multiple of 32, at most 1024");
-  if (config.blocks < 0 || config.blocks > std::numeric_limits<int>::max())
-    throw KernelFault("kernel " + kernel + ": " + std::to_string(config.blocks) +
-                      " blocks; a grid has at most 2^31 - 1");
-  if (config.shared_bytes > kMaxSharedBytes)
-    throw KernelFault("kernel " + kernel + ": " + std::to_string(config.shared_bytes) +
-                      " bytes of shared memory; a block has at most " +
-                      std::to_string(kMaxSharedBytes));
-
+  check_launch(config);
   std::vector<Allocation> memory;
   for (void* output : outputs) memory.push_back(allocation_of(output, config.kernel));
   const auto image = [&] {

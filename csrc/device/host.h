@@ -39,6 +39,12 @@ struct LaunchReport {
 void clear_launch_reports();
 std::vector<LaunchReport> launch_reports();
 
+// The device that host execution plays: small, so that all its threads can be fibers at once. Tests
+// choose how many multiprocessors it has.
+GridFacts grid_facts();
+void set_multiprocessors(int count);
+inline constexpr int kHostMultiprocessors = 4;
+
 // Memory that kernels write: poisoned, between guard bands that every launch checks.
 void* allocate_guarded(int64_t bytes);
 void release_guarded(void* memory);
@@ -55,6 +61,12 @@ int64_t grid_size();
 void begin_shared();
 void* take_shared(int64_t bytes);
 void barrier(const Site& site);
+// Of sets of `members` neighbouring blocks; of a cluster.
+void grid_barrier(int64_t members, const Site& site);
+void cluster_barrier(const Site& site);
+int cluster_size();
+// Where block `rank` of the cluster has the shared memory that this block has at `shared`.
+void* at_rank(void* shared, int rank);
 // Deposits this lane's value, of at most kSlotBytes, and returns once all 32 lanes did; slot(i) is
 // lane i's value, kSlotBytes after that of lane i - 1.
 constexpr int kSlotBytes = 32;

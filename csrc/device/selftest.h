@@ -18,6 +18,9 @@ WEFT_DECLARE_HOST_TABLE(SelftestKernels, selftest_kernels)
 // selftest_mma.cu: the words of device/mma.h.
 WEFT_DECLARE_CUDA_TABLE(SelftestKernels, mma_selftest_kernels)
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, mma_selftest_kernels)
+// selftest_blocks.cu: the same of the words by which blocks meet.
+WEFT_DECLARE_CUDA_TABLE(SelftestKernels, block_selftest_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, block_selftest_kernels)
 // faults.cpp: each fault that host execution promises to catch, planted; on the host alone.
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, fault_kernels)
 

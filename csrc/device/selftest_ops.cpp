@@ -26,6 +26,14 @@ const SelftestKernels* mma_words_for(Target target) {
       return nullptr;
   }
 }
+const SelftestKernels* block_words_for(Target target) {
+  switch (target) {
+    WEFT_CASE_CUDA(block_selftest_kernels)
+    WEFT_CASE_HOST(block_selftest_kernels)
+    default:
+      return nullptr;
+  }
+}
 const SelftestKernels* faults_for(Target target) {
   switch (target) {
     WEFT_CASE_HOST(fault_kernels)
@@ -51,8 +59,9 @@ at::Tensor device_selftest(const at::Tensor& input, c10::string_view word) {
            kernels->run(name.c_str(), input.const_data_ptr(), output.mutable_data_ptr(),
                         static_cast<int64_t>(input.nbytes()), context_for(input));
   };
-  TORCH_CHECK_VALUE(run(words) || run(mma_words_for(target)) || run(faults), op,
-                    ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
+  TORCH_CHECK_VALUE(
+      run(words) || run(mma_words_for(target)) || run(block_words_for(target)) || run(faults), op,
+      ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
   return output;
 }
 

@@ -115,10 +115,11 @@ struct LayerForward {
   NumbersOut cells;        // [T, B, H]; cells with c only; not written if null
   NumbersOut gates;        // [T, B, kept, H]; not written if null
   NumbersOut products;     // [T, B, gates * H]: W_hh h before normalisation; not written if null
-  NumbersOut step;         // wide [B, gates * H]; work memory of CUDA targets, if normalised
+  NumbersOut step;         // wide [2, B, gates * H]; work memory of CUDA targets, if normalised
   NumbersOut states;       // [2, B, S]; work memory of CUDA targets
   NumbersOut cell_states;  // [2, B, H]; the same, cells with c only
   NumbersOut inner;        // [2, B, H]; the same, with an inner product only
+  void* flags = nullptr;   // int32 [kSequenceFlags]; work memory of CUDA targets
 };
 
 struct LayerBackward {
@@ -144,6 +145,8 @@ struct LayerBackward {
   NumbersOut unprojected;       // [T, B, H]: its other factor, o tanh(c)
   NumbersOut direct;            // wide [B, S]; work memory of CUDA targets
   NumbersOut inner;             // wide [B, H]; the same, with an inner product only
+  NumbersOut partial;           // wide [4, B, gates * H]; the same, if normalised
+  void* flags = nullptr;        // int32 [kSequenceFlags]; the same
 };
 
 // Rows of `gates` blocks of H numbers; of each row the blocks [first, end).

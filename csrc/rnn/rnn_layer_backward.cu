@@ -1,48 +1,27 @@
 // Backward of a recurrent layer on CUDA; see rnn_layer.cu.
-#include "rnn/rnn_layer_tile.h"
+#include "rnn/rnn_layer_unit_backward.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-struct GateInputs {
-  int64_t time;
-  Numbers grad_output, gates, cells, c_before, h_before, peephole, grad_h;
-  LayerMasks masks;
-};
-
-// The gradient of a new state before zoneout; `zoned` takes what passes on to the old one.
-template <class M, class T>
-WEFT_DEVICE typename M::Number state_gradient(const LayerProblem& p, const GateInputs& t,
-                                              int64_t element, typename M::Number& zoned) {
-  using Acc = accumulate_t<T>;
-  const typename M::Number grad =
-      load_number<M, Acc>(t.grad_h, element) + load_number<M, T>(t.grad_output, element);
-  if (p.zoneout == 0) return grad;
-  const Acc z = zone<T>(p, t.masks.zone_h, element);
-  zoned = z * grad;
-  return (Acc{1} - z) * grad;
+WEFT_DEVICE int64_t element_of_thread() {
+  return device::block_index() * device::block_size() + device::thread_index();
 }
 
 // Before the product with W_hr: gradients of the projected state [B, P].
 template <class T, bool kDual>
-WEFT_GLOBAL WEFT_HOT void layer_project_backward(LayerProblem p, GateInputs t, T* grad_projected,
-                                                 T* grad_projected_d, accumulate_t<T>* direct,
+WEFT_GLOBAL WEFT_HOT void layer_project_backward(LayerProblem p, GateInputs t, Numbers grad_h,
+                                                 T* grad_projected, T* grad_projected_d,
+                                                 accumulate_t<T>* direct,
                                                  accumulate_t<T>* direct_d) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using N = typename M::Number;
-  const int64_t at = device::block_index() * device::block_size() + device::thread_index();
+  const int64_t at = element_of_thread();
   if (at >= p.states()) return;
-  const int64_t row = at / p.state();
-  N grad = {}, zoned = {};
-  if (t.masks.lengths && t.time >= load(t.masks.lengths + row)) {
-    zoned = load_number<M, Acc>(t.grad_h, at);
-  } else {
-    grad = state_gradient<M, T>(p, t, at, zoned);
-    if (t.masks.resets && load(t.masks.resets + row)) zoned = N{};
-  }
-  store_number<M>(grad_projected, grad_projected_d, at, grad);
-  store_number<M>(direct, direct_d, at, zoned);
+  const auto found =
+      project_backward<M, T>(p, t, at / p.state(), at, load_number<M, Acc>(grad_h, at));
+  store_number<M>(grad_projected, grad_projected_d, at, found.grad);
+  store_number<M>(direct, direct_d, at, found.zoned);
 }
 
 // After the product with U_n: `of_reset` [B, H] is the gradient of r h.
@@ -52,85 +31,44 @@ WEFT_GLOBAL WEFT_HOT void layer_reset_backward(LayerProblem p, GateInputs t, Num
                                                accumulate_t<T>* direct, accumulate_t<T>* direct_d) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using N = typename M::Number;
-  using Cell = GruResetBeforeLayer;
-  const int64_t at = device::block_index() * device::block_size() + device::thread_index();
+  const int64_t at = element_of_thread();
   if (at >= p.units()) return;
-  const int64_t row = at / p.hidden, unit = at % p.hidden;
-  if (t.masks.lengths && t.time >= load(t.masks.lengths + row)) return;
-  if (t.masks.resets && load(t.masks.resets + row)) return;
-  const void* dropout = t.masks.dropout;
-  N h = load_number<M, T>(t.h_before, at);
-  if (dropout) h = load_or_zero<T>(dropout, at) * h;
-  BackwardResults<N> r = Cell::template first_backward<M>(
-      load_number<M, T>(t.gates, row * Cell::kKept * p.hidden + unit), h,
-      load_number<M, Acc>(of_reset, at));
-  if (dropout) r.h = load_or_zero<T>(dropout, at) * r.h;
-  store_number<M>(grad_sums, grad_sums_d, row * Cell::kGates * p.hidden + unit, r.x[0]);
-  store_number<M>(direct, direct_d, at, load_number<M, Acc>({direct, direct_d}, at) + r.h);
+  store_number<M>(
+      direct, direct_d, at,
+      reset_backward<M, T>(p, t, at / p.hidden, at % p.hidden, load_number<M, Acc>(of_reset, at),
+                           load_number<M, Acc>({direct, direct_d}, at), {grad_sums, grad_sums_d}));
 }
 
-// Gradients of one step's gates. `direct` takes what of grad_h does not go through them. With a
-// projection grad_h is that of the unprojected state, which goes to `unprojected`.
+// Gradients of one step's gates. `direct` takes what of grad_h does not go through them; null with
+// a projection.
 template <class Cell, class T, bool kDual>
 WEFT_GLOBAL WEFT_HOT void layer_gates_backward(
-    LayerProblem p, GateInputs t, T* grad_sums, T* grad_sums_d, T* grad_hidden_sums,
+    LayerProblem p, GateInputs t, Numbers grad_h, T* grad_sums, T* grad_sums_d, T* grad_hidden_sums,
     T* grad_hidden_sums_d, accumulate_t<T>* grad_c, accumulate_t<T>* grad_c_d,
     accumulate_t<T>* grad_peephole, accumulate_t<T>* grad_peephole_d, T* unprojected,
     T* unprojected_d, accumulate_t<T>* direct, accumulate_t<T>* direct_d) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
   using N = typename M::Number;
-  const int64_t at = device::block_index() * device::block_size() + device::thread_index();
+  const int64_t at = element_of_thread();
   if (at >= p.units()) return;
   const int64_t row = at / p.hidden, unit = at % p.hidden;
-  const auto set = [&](int gate, N of_x, N of_h) {
-    const int64_t place = (row * Cell::kGates + gate) * p.hidden + unit;
-    store_number<M>(grad_sums, grad_sums_d, place, of_x);
-    if (Cell::kTwoSums) store_number<M>(grad_hidden_sums, grad_hidden_sums_d, place, of_h);
-  };
-  if (t.masks.lengths && t.time >= load(t.masks.lengths + row)) {
-    for (int g = 0; g < Cell::kGates; ++g) set(g, N{}, N{});
-    if (direct) store_number<M>(direct, direct_d, at, load_number<M, Acc>(t.grad_h, at));
-    if (unprojected) store_number<M>(unprojected, unprojected_d, at, N{});
-    return;
-  }
-  const bool fresh = t.masks.resets && load(t.masks.resets + row);
-  BackwardArguments<N> s = {};
-  N zoned_h = {}, zoned_c = {};
-  s.grad_h = p.projection > 0 ? load_number<M, Acc>(t.grad_h, at)
-                              : state_gradient<M, T>(p, t, at, zoned_h);
-  for (int i = 0; i < Cell::kKept; ++i)
-    s.kept[i] = load_number<M, T>(t.gates, (row * Cell::kKept + i) * p.hidden + unit);
-  if constexpr (Cell::kHasCell) {
-    if (!fresh) s.c = load_number<M, T>(t.c_before, at);
-    s.next_c = load_number<M, T>(t.cells, at);
-    s.grad_c = load_number<M, Acc>({grad_c, grad_c_d}, at);
-    if (p.zoneout > 0) {
-      const Acc z = zone<T>(p, t.masks.zone_c, at);
-      zoned_c = z * s.grad_c;
-      s.grad_c = (Acc{1} - z) * s.grad_c;
-      s.next_c = Cell::template cell_after<M>(s.kept, s.c);
-    }
-    if (unprojected)
-      store_number<M>(unprojected, unprojected_d, at,
-                      s.kept[Cell::kOutputGate] * M::tanh(s.next_c));
-  }
-  if constexpr (Cell::kTwoSums || Cell::kResetBefore) s.h = load_number<M, T>(t.h_before, at);
-  if constexpr (Cell::kHasPeephole) {
-    for (int i = 0; i < 3; ++i) s.peephole[i] = load_number<M, T>(t.peephole, i * p.hidden + unit);
-  }
-  const BackwardResults<N> r = Cell::template backward<M>(s);
-  for (int g = 0; g < Cell::kGates; ++g) set(g, r.x[g], r.q[g]);
-  if constexpr (Cell::kHasCell) store_number<M>(grad_c, grad_c_d, at, fresh ? N{} : r.c + zoned_c);
+  N of_c = {};
+  if constexpr (Cell::kHasCell) of_c = load_number<M, Acc>({grad_c, grad_c_d}, at);
+  const UnitGradient<N> found =
+      gates_backward<Cell, M, T>(p, t, row, unit, load_number<M, Acc>(grad_h, at), of_c,
+                                 {{grad_sums, grad_sums_d},
+                                  {grad_hidden_sums, grad_hidden_sums_d},
+                                  {unprojected, unprojected_d}});
+  if constexpr (Cell::kHasCell) store_number<M>(grad_c, grad_c_d, at, found.c);
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i) {
       const int64_t place = (row * 3 + i) * p.hidden + unit;
       const N before = load_number<M, Acc>({grad_peephole, grad_peephole_d}, place);
-      store_number<M>(grad_peephole, grad_peephole_d, place, before + r.peephole[i]);
+      store_number<M>(grad_peephole, grad_peephole_d, place, before + found.peephole[i]);
     }
   }
-  if (direct) store_number<M>(direct, direct_d, at, fresh ? N{} : r.h + zoned_h);
+  if (direct) store_number<M>(direct, direct_d, at, found.h);
 }
 
 // sum += one plane of a [B, k], whose rows are `stride` apart, times one of W [k, units]: tiles as
@@ -225,18 +163,18 @@ void backward(const LayerProblem& p, const LayerBackward& t, const Context& cont
     const int64_t time = p.time(s), at = time * units, sums = time * p.batch * columns;
     const Numbers c_before = s == 0 ? t.c0 : part<T>(t.cells, p.time(s - 1) * units);
     const LayerMasks masks = masks_at<T>(p, t.masks, time);
-    GateInputs inputs = {time,
-                         part<T>(t.grad_output, time * states),
-                         part<T>(t.gates, Cell::kKept * at),
-                         part<T>(t.cells, at),
-                         c_before,
-                         part<T>(t.h_before, at),
-                         t.peephole,
-                         t.grad_h,
-                         masks};
+    const GateInputs inputs = {time,
+                               part<T>(t.grad_output, time * states),
+                               part<T>(t.gates, Cell::kKept * at),
+                               part<T>(t.cells, at),
+                               c_before,
+                               part<T>(t.h_before, at),
+                               t.peephole,
+                               masks};
+    Numbers grad_h = t.grad_h;
     if (projects) {
       device::launch(elements("recurrent_layer_project_backward", states),
-                     layer_project_backward<T, kDual>, p, inputs,
+                     layer_project_backward<T, kDual>, p, inputs, grad_h,
                      shifted<T>(t.grad_projected.value, time * states),
                      shifted<T>(t.grad_projected.derivative, time * states), direct, direct_d);
       product(cell,
@@ -248,13 +186,13 @@ void backward(const LayerProblem& p, const LayerBackward& t, const Context& cont
                nullptr,
                nullptr},
               t.inner);
-      inputs.grad_h = t.inner;
+      grad_h = t.inner;
     }
     T *grad_sums = shifted<T>(t.grad_sums.value, sums),
       *grad_sums_d = shifted<T>(t.grad_sums.derivative, sums);
     device::launch(
         elements("recurrent_layer_gates_backward", units), layer_gates_backward<Cell, T, kDual>, p,
-        inputs, grad_sums, grad_sums_d, shifted<T>(t.grad_hidden_sums.value, sums),
+        inputs, grad_h, grad_sums, grad_sums_d, shifted<T>(t.grad_hidden_sums.value, sums),
         shifted<T>(t.grad_hidden_sums.derivative, sums), static_cast<Acc*>(t.grad_c.value),
         static_cast<Acc*>(t.grad_c.derivative), static_cast<Acc*>(t.grad_peephole.value),
         static_cast<Acc*>(t.grad_peephole.derivative), shifted<T>(t.unprojected.value, at),
@@ -291,6 +229,7 @@ void backward(const LayerProblem& p, const LayerBackward& t, const Context& cont
 }  // namespace
 
 void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
+  if (sequence_backward(p, t, context)) return;
   dispatch_cell(p.cell, [&](auto cell) {
     dispatch_numbers(p, [&](auto tag, auto dual) {
       backward<decltype(cell), typename decltype(tag)::type, decltype(dual)::value>(p, t, context);

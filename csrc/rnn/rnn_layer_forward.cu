@@ -1,5 +1,5 @@
 // Forward of a recurrent layer on CUDA; see rnn_layer.cu.
-#include "rnn/rnn_layer_tile.h"
+#include "rnn/rnn_layer_unit.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -25,23 +25,8 @@ WEFT_GLOBAL WEFT_HOT void layer_product(CellProblem tile, int64_t k, int64_t out
     store_number<M>(out, out_d, at.row * out_row + g * tile.hidden + at.unit, sum[g]);
 }
 
-// The state that a step leaves, zoneout applied; `old` is 0 for a fresh row.
-template <class M, class T>
-WEFT_DEVICE void finish_state(const LayerProblem& p, const LayerMasks& masks, int64_t element,
-                              typename M::Number old, typename M::Number h, T* h_next, T* h_next_d,
-                              T* output, T* output_d) {
-  using Acc = accumulate_t<T>;
-  if (p.zoneout > 0) {
-    const Acc z = zone<T>(p, masks.zone_h, element);
-    h = z * old + (Acc{1} - z) * h;
-  }
-  store_number<M>(h_next, h_next_d, element, h);
-  store_number<M>(output, output_d, element, h);
-}
-
-// Tensors are those of this step. `_d` are derivatives. Where an inner product follows, its factor
-// goes to `inner` [2, B, H], with z of a GRU that resets before as the second, and the state is
-// left to layer_finish.
+// Tensors are those of this step. `_d` are derivatives. Where an inner product follows, the state
+// is left to layer_finish.
 template <class Cell, class T, bool kDual>
 WEFT_GLOBAL WEFT_HOT void layer_step(CellProblem tile, LayerProblem p, StepInputs t, T* h_next,
                                      T* h_next_d, T* c_next, T* c_next_d, T* output, T* output_d,
@@ -52,76 +37,32 @@ WEFT_GLOBAL WEFT_HOT void layer_step(CellProblem tile, LayerProblem p, StepInput
   using N = typename M::Number;
   constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
   const Place at = place_of_thread(tile);
-  N sum[kSums] = {};
-  if (!t.normal.value)
+  const bool normalised = t.normal.value != nullptr;
+  N sum[kSums] = {}, x[4] = {};
+  if (!normalised)
     number_product<kGates, M, T>(tile, at, p.state(), t.h, t.masks.dropout, t.w_hh, sum);
   if (!at.inside) return;
-  if (t.normal.value) {
-    for (int g = 0; g < kGates; ++g)
-      sum[g] = load_number<M, Acc>(t.normal, (at.row * Cell::kGates + g) * p.hidden + at.unit);
-  }
-
-  const int64_t element = at.row * p.hidden + at.unit;
-  const auto keep = [&](int i, N kept) {
-    if (gates)
-      store_number<M>(gates, gates_d, (at.row * Cell::kKept + i) * p.hidden + at.unit, kept);
-  };
-  if (t.masks.lengths && t.time >= load(t.masks.lengths + at.row)) {
-    if constexpr (Cell::kHasCell) {
-      const N c = load_number<M, T>(t.c, element);
-      store_number<M>(c_next, c_next_d, element, c);
-      if (cells) store_number<M>(cells, cells_d, element, c);
-    }
-    for (int i = 0; i < Cell::kKept; ++i) keep(i, N{});
-    if (p.has_inner()) {
-      store_number<M>(inner, inner_d, element, N{});
-      if (Cell::kResetBefore) store_number<M>(inner, inner_d, p.units() + element, N{});
-    } else {
-      store_number<M>(h_next, h_next_d, element, load_number<M, T>(t.h, element));
-      store_number<M>(output, output_d, element, N{});
-    }
-    return;
-  }
-  const bool fresh = t.masks.resets && load(t.masks.resets + at.row);
-  StepArguments<N> s = {};
   for (int g = 0; g < kGates; ++g) {
-    const int64_t column = g * p.hidden + at.unit;
-    s.x[g] = load_number<M, Acc>(t.sums, at.row * Cell::kGates * p.hidden + column) +
-             load_number<M, T>(t.b_ih, column);
-    s.q[g] = load_number<M, T>(t.b_hh, column);
-    if (!fresh || t.normal.value) s.q[g] = s.q[g] + sum[g];
+    const int64_t place = (at.row * Cell::kGates + g) * p.hidden + at.unit;
+    if (normalised) sum[g] = load_number<M, Acc>(t.normal, place);
+    x[g] = load_number<M, Acc>(t.sums, place);
   }
-  if (!fresh && p.projection == 0) s.h = load_number<M, T>(t.h, element);
-  const N old = s.h;
-  if constexpr (Cell::kResetBefore) {
-    if (t.masks.dropout) s.h = load_or_zero<T>(t.masks.dropout, element) * s.h;
-  }
-  if constexpr (Cell::kHasCell) {
-    if (!fresh) s.c = load_number<M, T>(t.c, element);
-  }
-  if constexpr (Cell::kHasPeephole) {
-    for (int i = 0; i < 3; ++i)
-      s.peephole[i] = load_number<M, T>(t.peephole, i * p.hidden + at.unit);
-  }
-  StepResults<N> r = Cell::template forward<M>(s);
-  if constexpr (Cell::kHasCell) {
-    if (p.zoneout > 0) {
-      const Acc z = zone<T>(p, t.masks.zone_c, element);
-      r.c = z * s.c + (Acc{1} - z) * r.c;
-    }
-    store_number<M>(c_next, c_next_d, element, r.c);
-    if (cells) store_number<M>(cells, cells_d, element, r.c);
-  }
-  for (int i = 0; i < (Cell::kResetBefore ? 2 : Cell::kKept); ++i) keep(i, r.kept[i]);
-  if (p.has_inner()) {
-    store_number<M>(inner, inner_d, element, r.h);
-    if (Cell::kResetBefore) store_number<M>(inner, inner_d, p.units() + element, r.kept[1]);
-  } else {
-    finish_state<M>(p, t.masks, element, old, r.h, h_next, h_next_d, output, output_d);
-  }
+  const int64_t element = at.row * p.hidden + at.unit;
+  UnitState<N> before = {};
+  if (p.projection == 0) before.h = load_number<M, T>(t.h, element);
+  if constexpr (Cell::kHasCell) before.c = load_number<M, T>(t.c, element);
+  step_unit<Cell, M, T>(p, {t.time, t.masks, normalised}, at.row, at.unit,
+                        load_weights<Cell, M, T>(p, at.unit, t.b_ih, t.b_hh, t.peephole), x, sum,
+                        before,
+                        {{h_next, h_next_d},
+                         {c_next, c_next_d},
+                         {output, output_d},
+                         {cells, cells_d},
+                         {gates, gates_d},
+                         {inner, inner_d}});
 }
 
-// The inner product and what it finishes: h = W_hr m, or the candidate of a GRU and its state.
+// The inner product and what it finishes.
 template <class Cell, class T, bool kDual>
 WEFT_GLOBAL WEFT_HOT void layer_finish(CellProblem tile, LayerProblem p, StepInputs t,
                                        Numbers inner, Numbers weights, T* h_next, T* h_next_d,
@@ -130,34 +71,21 @@ WEFT_GLOBAL WEFT_HOT void layer_finish(CellProblem tile, LayerProblem p, StepInp
   using M = LayerMath<T, kDual>;
   using N = typename M::Number;
   const Place at = place_of_thread(tile);
-  N sum[kSums] = {};
   const bool normalised = Cell::kResetBefore && t.normal.value;
+  N sum[kSums] = {}, x = {}, z = {};
   if (!normalised) number_product<1, M, T>(tile, at, p.hidden, inner, nullptr, weights, sum);
   if (!at.inside) return;
-  if (normalised)
-    sum[0] = load_number<M, Acc>(t.normal, (at.row * Cell::kGates + 2) * p.hidden + at.unit);
-
-  const int64_t element = at.row * p.state() + at.unit;
-  const N before = load_number<M, T>(t.h, element);
-  [[maybe_unused]] const int64_t kept = (at.row * Cell::kKept + 2) * p.hidden + at.unit;
-  if (t.masks.lengths && t.time >= load(t.masks.lengths + at.row)) {
-    store_number<M>(h_next, h_next_d, element, before);
-    store_number<M>(output, output_d, element, N{});
-    if (Cell::kResetBefore && gates) store_number<M>(gates, gates_d, kept, N{});
-    return;
-  }
-  const N old = t.masks.resets && load(t.masks.resets + at.row) ? N{} : before;
-  N h = sum[0];
+  UnitWeights<N> w = {};
   if constexpr (Cell::kResetBefore) {
-    const int64_t column = 2 * p.hidden + at.unit;
-    const N x = load_number<M, Acc>(t.sums, at.row * Cell::kGates * p.hidden + column) +
-                load_number<M, T>(t.b_ih, column);
-    const N n = M::tanh(x + (h + load_number<M, T>(t.b_hh, column)));
-    const N z = load_number<M, T>(inner, p.units() + element);
-    if (gates) store_number<M>(gates, gates_d, kept, n);
-    h = gru_next_hidden(z, n, old);
+    const int64_t place = (at.row * Cell::kGates + 2) * p.hidden + at.unit;
+    if (normalised) sum[0] = load_number<M, Acc>(t.normal, place);
+    x = load_number<M, Acc>(t.sums, place);
+    z = load_number<M, T>(inner, p.units() + at.row * p.hidden + at.unit);
+    w = load_weights<Cell, M, T>(p, at.unit, t.b_ih, t.b_hh, t.peephole);
   }
-  finish_state<M>(p, t.masks, element, old, h, h_next, h_next_d, output, output_d);
+  finish_unit<Cell, M, T>(p, {t.time, t.masks, normalised}, at.row, at.unit, w, x, z, sum[0],
+                          load_number<M, T>(t.h, at.row * p.state() + at.unit),
+                          {{h_next, h_next_d}, {}, {output, output_d}, {}, {gates, gates_d}, {}});
 }
 
 template <class Cell, class T, bool kDual>
@@ -239,6 +167,7 @@ void forward(const LayerProblem& p, const LayerForward& t, const Context& contex
 }  // namespace
 
 void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
+  if (sequence_forward(p, t, context)) return;
   dispatch_cell(p.cell, [&](auto cell) {
     dispatch_numbers(p, [&](auto tag, auto dual) {
       forward<decltype(cell), typename decltype(tag)::type, decltype(dual)::value>(p, t, context);

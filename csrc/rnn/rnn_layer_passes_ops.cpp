@@ -1,6 +1,7 @@
 // The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
 #include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_products.h"
+#include "rnn/rnn_sequence_plan.h"
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
@@ -307,11 +308,13 @@ Outputs run_forward(const Arguments& a, bool keep) {
     all_sums = normal;
   }
   Pair states, cell_states, inner, step;
+  Tensor flags;
   if (!on_cpu_kernels(reference(a))) {
     states = empty_pair(a, {2, p.batch, p.state()});
     if (p.has_cell()) cell_states = empty_pair(a, {2, p.batch, p.hidden});
     if (p.has_inner()) inner = empty_pair(a, {2, p.batch, p.hidden});
-    if (normalised) step = empty_pair(a, {p.batch, columns}, sums.scalar_type());
+    flags = empty_output(reference(a), {kSequenceFlags}, at::kInt);
+    if (normalised) step = empty_pair(a, {2, p.batch, columns}, sums.scalar_type());
   }
   LayerForward t;
   t.h0 = numbers(a.h0), t.c0 = numbers(a.c0);
@@ -324,7 +327,7 @@ Outputs run_forward(const Arguments& a, bool keep) {
   t.cells = numbers_out(r.cells), t.gates = numbers_out(r.gates);
   t.products = numbers_out(r.products), t.step = numbers_out(step);
   t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
-  t.inner = numbers_out(inner);
+  t.inner = numbers_out(inner), t.flags = memory(flags);
   kernels.forward(p, t, context_for(reference(a)));
   return r;
 }
@@ -375,10 +378,13 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
     g.unprojected = empty_pair(a, {p.steps, p.batch, p.hidden});
   }
   if (p.units() == 0 || p.steps == 0) return g;
-  Pair direct, inner;
+  Pair direct, inner, partial;
+  Tensor flags;
   if (!on_cpu_kernels(reference(a))) {
     direct = empty_pair(a, {p.batch, p.state()}, wide);
     if (p.has_inner()) inner = empty_pair(a, {p.batch, p.hidden}, wide);
+    if (normalised) partial = empty_pair(a, {4, p.batch, columns}, wide);
+    flags = empty_output(reference(a), {kSequenceFlags}, at::kInt);
   }
   LayerBackward t;
   t.grad_output.value = data(seeds.output);
@@ -394,6 +400,7 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.grad_peephole = numbers_out(g.peephole);
   t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
   t.direct = numbers_out(direct), t.inner = numbers_out(inner);
+  t.partial = numbers_out(partial), t.flags = memory(flags);
   kernels.backward(p, t, context_for(reference(a)));
   if (normalised) {
     NormBackward n;

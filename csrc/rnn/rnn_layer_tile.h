@@ -15,6 +15,9 @@ namespace weft::WEFT_TARGET {
 
 void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& context);
 void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context& context);
+// All steps in one kernel; false, and nothing done, where no plan fits.
+bool sequence_forward(const LayerProblem& p, const LayerForward& t, const Context& context);
+bool sequence_backward(const LayerProblem& p, const LayerBackward& t, const Context& context);
 void normalise_rows(const LayerProblem& p, const NormForward& t, const Context& context);
 void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const Context& context);
 
@@ -64,25 +67,25 @@ WEFT_DEVICE void store_number(T* value, T* derivative, int64_t offset, typename 
 
 // The part of a tensor that begins `offset` elements on.
 template <class T>
-Numbers part(const Numbers& t, int64_t offset) {
+WEFT_HD Numbers part(const Numbers& t, int64_t offset) {
   const auto shift = [&](const void* from) {
     return from ? static_cast<const T*>(from) + offset : nullptr;
   };
   return {shift(t.value), shift(t.derivative)};
 }
 template <class T>
-NumbersOut part(const NumbersOut& t, int64_t offset) {
+WEFT_HD NumbersOut part(const NumbersOut& t, int64_t offset) {
   const auto shift = [&](void* from) { return from ? static_cast<T*>(from) + offset : nullptr; };
   return {shift(t.value), shift(t.derivative)};
 }
 template <class T>
-T* shifted(void* from, int64_t offset) {
+WEFT_HD T* shifted(void* from, int64_t offset) {
   return from ? static_cast<T*>(from) + offset : nullptr;
 }
 
 // The masks of one step: `resets` and the zones begin at it.
 template <class T>
-LayerMasks masks_at(const LayerProblem& p, const LayerMasks& masks, int64_t time) {
+WEFT_HD LayerMasks masks_at(const LayerProblem& p, const LayerMasks& masks, int64_t time) {
   LayerMasks at = masks;
   if (at.resets) at.resets += time * p.batch;
   const auto zone = [&](const void* mask, int64_t elements) {

@@ -56,16 +56,22 @@ class HostRun:
         return [Launch(**report) for report in _C.launch_reports()[self._first :]]
 
 
+HOST_MULTIPROCESSORS = 4
+
 _lock = threading.Lock()
 _open_blocks = 0
 
 
 @contextmanager
-def host_execution() -> Iterator[HostRun]:
+def host_execution(multiprocessors: int = HOST_MULTIPROCESSORS) -> Iterator[HostRun]:
     """Runs every weft op on CPU tensors through the CUDA kernels' own source.
 
     Process-wide; blocks may nest and overlap. Strict: see "Host execution" in CONTRIBUTING.md. A
     fault of a kernel is a RuntimeError that names the kernel, the block and the threads.
+
+    Args:
+        multiprocessors: of the device that is played; plans depend on it. On none, no blocks can
+            wait for each other.
 
     Raises:
         RuntimeError: if weft was built without `WEFT_HOST_EXECUTION=1`.
@@ -73,6 +79,7 @@ def host_execution() -> Iterator[HostRun]:
     global _open_blocks
     with _lock:
         _C.set_host_execution(True)
+        _C.set_multiprocessors(multiprocessors)
         if _open_blocks == 0:
             _C.clear_launch_reports()
         _open_blocks += 1
@@ -83,6 +90,7 @@ def host_execution() -> Iterator[HostRun]:
         with _lock:
             _open_blocks -= 1
             _C.set_host_execution(_open_blocks > 0)
+            _C.set_multiprocessors(HOST_MULTIPROCESSORS)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -87,8 +88,21 @@ def test_random_problems_come_from_the_seed() -> None:
         unlisted("sorting", 1, seed=0)
 
 
-def test_random_problems_are_measured() -> None:
-    row = next(row for row in unlisted("pool", 100, seed=0) if row.cost("f").bytes < 3e5)
+@pytest.mark.parametrize("family", GENERATORS)
+def test_random_problems_cost_what_their_tensors_hold(family: str) -> None:
+    problems = (row for row in unlisted(family, 60, seed=5) if row.cost("f").flops < 2e7)
+    for row in itertools.islice(problems, 6):
+        native, inputs = row.native(), row.inputs()
+        if getattr(row, "padded", False):
+            continue
+        outputs = torch.utils._pytree.tree_leaves(native(*row.arguments(inputs)))
+        held = sum(t.nbytes for t in (*inputs, *native.parameters(), *outputs))
+        assert row.cost("f").bytes == held
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_random_problems_are_measured(family: str) -> None:
+    row = min(unlisted(family, 60, seed=0), key=lambda row: row.cost("f").flops)
     ceilings = Ceilings(CPU)
     ceilings._bytes_per_second, ceilings._flops_per_second[row.dtype] = 1e9, 1e10
     for direction in row_data.DIRECTIONS:

@@ -28,7 +28,7 @@ from weft.bench.steps import VARIANTS, Steps
 Direction = Literal["f", "fb", "fbb"]
 DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
 
-_MEMORY_FORMAT = {
+MEMORY_FORMAT = {
     "NCL": torch.contiguous_format,
     "NCHW": torch.contiguous_format,
     "NHWC": torch.channels_last,
@@ -242,7 +242,7 @@ class ConvRow(Row):
             groups=self.groups,
             dtype=self.dtype,
         )
-        return module.to(memory_format=_MEMORY_FORMAT[self.layout])
+        return module.to(memory_format=MEMORY_FORMAT[self.layout])
 
     def inputs(self) -> tuple[Tensor, ...]:
         return (random_tensor(self.size, self.dtype, self.layout),)
@@ -419,7 +419,7 @@ class VariantRow(LayerRow):
 def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
     """Normal values on the CPU; a layout of "" leaves the strides as they come."""
     tensor = torch.randn(size, dtype=torch.float32).to(dtype)
-    return tensor.contiguous(memory_format=_MEMORY_FORMAT[layout]) if layout else tensor
+    return tensor.contiguous(memory_format=MEMORY_FORMAT[layout]) if layout else tensor
 
 
 _F32, _F64, _BF16 = torch.float32, torch.float64, torch.bfloat16

@@ -17,6 +17,7 @@ CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0a+PTX)
 bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
+	$(BIN)/python benchmarks/workloads/photographs.py --json benchmarks/results/latest_photographs.json
 	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
 	$(BIN)/python benchmarks/workloads/dates.py --json benchmarks/results/latest_dates.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)

@@ -25,6 +25,7 @@ bench: build
 # Pooling over sizes, as docs/pooling.md shows it.
 plots: build
 	$(BIN)/python benchmarks/plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/conv_plots.py --json benchmarks/results/latest_conv_sizes.json
 
 test: build
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""The sweep over sizes that docs/pooling.md shows: measured and drawn, in a tiny form."""
+"""The sweeps over sizes that docs/ shows: measured and drawn, in a tiny form."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def plots() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plots", ROOT / "benchmarks" / "plots.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,17 +21,30 @@ def plots() -> ModuleType:
     return module
 
 
-def test_one_row_is_measured_and_drawn(
-    plots: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def check(plots: ModuleType, folder: Path, title: str) -> None:
+    """Measures and draws one size, and draws it again from the file."""
+    arguments = ["--json", str(folder / "sizes.json"), "--folder", str(folder)]
+    plots.main([*arguments, "--sizes", "1"])
+    first = {name: (folder / name).read_text() for name in plots.FIGURES}
+    assert all(title in text for text in first.values())
+    plots.main([*arguments, "--draw-only"])
+    assert {name: (folder / name).read_text() for name in plots.FIGURES} == first
+
+
+def test_pooling_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = load("plots")
     monkeypatch.setattr(plots, "OPS", ("max_pool2d",))
     monkeypatch.setattr(plots, "WINDOWS", ((2, 2, 0),))
     monkeypatch.setattr(plots, "DTYPES", (torch.float32,))
     monkeypatch.setattr(plots, "LAYOUTS", ("NCHW",))
     monkeypatch.setattr(plots, "EFFORT", plots.Effort(0.001, 2, 2))
-    arguments = ["--json", str(tmp_path / "sizes.json"), "--folder", str(tmp_path)]
-    plots.main([*arguments, "--sizes", "1"])
-    first = {name: (tmp_path / name).read_text() for name in plots.FIGURES}
-    assert all("max_pool2d, forward" in text for text in first.values())
-    plots.main([*arguments, "--draw-only"])
-    assert {name: (tmp_path / name).read_text() for name in plots.FIGURES} == first
+    check(plots, tmp_path, "max_pool2d, forward")
+
+
+def test_convolution_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = load("conv_plots")
+    monkeypatch.setattr(plots, "KINDS", {"depthwise 3×3": (3, 1, True)})
+    monkeypatch.setattr(plots, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(plots, "LAYOUTS", ("NHWC",))
+    monkeypatch.setattr(plots, "EFFORT", plots.Effort(0.001, 2, 2))
+    check(plots, tmp_path, "depthwise 3×3, forward")

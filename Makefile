@@ -17,13 +17,15 @@ CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0a+PTX)
 bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
+	$(BIN)/python benchmarks/workloads/photographs.py --json benchmarks/results/latest_photographs.json
 	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
 	$(BIN)/python benchmarks/workloads/dates.py --json benchmarks/results/latest_dates.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
-# Pooling and recurrence over sizes, as docs/pooling.md and docs/recurrence.md show them.
+# Every family over sizes, as the pages of docs/ show them.
 plots: build
-	$(BIN)/python benchmarks/plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/pool_plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/conv_plots.py --json benchmarks/results/latest_conv_sizes.json
 	$(BIN)/python benchmarks/rnn_plots.py --json benchmarks/results/latest_rnn_sizes.json
 
 test: build

@@ -224,13 +224,6 @@ def test_empty_batch(layout: torch.memory_format, device: torch.device) -> None:
     assert not gradients[2].any()
 
 
-def test_no_input_channels_leave_the_bias(device: torch.device) -> None:
-    weight = torch.randn(3, 0, 2, 2, device=device)
-    bias = torch.randn(3, device=device)
-    output = W.conv2d(torch.randn(2, 0, 4, 4, device=device), weight, bias)
-    assert torch.equal(output, bias.reshape(3, 1, 1).expand(2, 3, 3, 3))
-
-
 @cases
 @layouts
 def test_deterministic(case: str, layout: torch.memory_format, device: torch.device) -> None:

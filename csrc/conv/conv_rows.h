@@ -206,9 +206,9 @@ void row_tile(const ColumnTap* taps, int64_t count, const Acc* source, int64_t p
   const auto walk = [&](auto places) __attribute__((always_inline)) {
     constexpr int kPlaces = decltype(places)::value;
     for (; tap != end && tap->places == kPlaces && terms < 2 * kTerms; ++tap) {
+      terms += kPlaces;  // of all taps: where a sum is cut does not depend on the rows
       if (tap->rows.begin >= row + kRows || tap->rows.end <= row) continue;
       add(places, *tap);
-      terms += kPlaces;
     }
   };
   while (tap != end) {

@@ -162,8 +162,7 @@ void each_diagonal(const GridProblem& p, const WeightLayout& layout, const Numbe
   P b(layout, left.value), b_derivative(layout, left.derivative);
   const P* const w[2] = {&a, &b};
   const P* const w_derivative[2] = {&a_derivative, &b_derivative};
-  const int64_t most = p.height < p.width ? p.height : p.width;
-  const int64_t parts = most * p.batch * 2 * kGridGates * p.hidden * p.hidden / kStepGrain;
+  const int64_t parts = grid_threads(p);
   parallel_team(context, parts < a.count() ? parts : a.count(), [&](const Team& team) {
     const Part own = Part::of(team, a);
     for (P* packed : {&a, &a_derivative, &b, &b_derivative}) packed->pack(own.begin, own.end);

@@ -214,7 +214,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
   Terms<T, Term> projected(kWide || !projects ? 0 : p.batch, size, kDual);
   const BackwardOperands<T, Term> o = {p, t, copies.at(), projected.at()};
 
-  const int64_t parts = p.batch * sums * size / kStepGrain;
+  const int64_t parts = layer_threads(p);
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
     Rows rows(p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);

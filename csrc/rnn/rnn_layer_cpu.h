@@ -11,6 +11,7 @@
 #include "gemm/packed_cpu.h"
 #include "rnn/rnn_layer.h"
 #include "rnn/rnn_layer_cells.h"
+#include "rnn/rnn_plan.h"
 #include "rnn/units_cpu.h"
 
 namespace weft::WEFT_TARGET {
@@ -23,8 +24,7 @@ void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const
 
 namespace {
 
-constexpr int64_t kStepGrain = 1 << 18;  // multiply-adds of a step that are worth a thread
-constexpr int64_t kRowBlock = 48;        // rows whose sums wait for their gates
+constexpr int64_t kRowBlock = 48;  // rows whose sums wait for their gates
 
 // ---- numbers -----------------------------------------------------------------------------------
 

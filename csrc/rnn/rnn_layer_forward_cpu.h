@@ -222,7 +222,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
   copy_numbers<T, Acc>(t.h0, states, state.at());
   if constexpr (Cell::kHasCell) copy_numbers<T, Acc>(t.c0, units, cell.at());
 
-  const int64_t parts = p.batch * Cell::kGates * hidden * size / kStepGrain;
+  const int64_t parts = layer_threads(p);
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
     ForwardOperands<T, Term> o = {p,
                                   t,

@@ -1,6 +1,7 @@
 // The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
 #include "core/window.h"
 #include "rnn/rnn_layer_ops.h"
+#include "rnn/rnn_plans.h"
 #include "rnn/rnn_products.h"
 #include "rnn/rnn_sequence_plan.h"
 
@@ -77,10 +78,10 @@ void check_range(const Tensor& lengths, int64_t steps) {
 
 Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); }
 const void* data(const Tensor& t) {
-  return t.defined() && t.numel() > 0 ? t.const_data_ptr() : nullptr;
+  return t.defined() && t.numel() > 0 && !planning() ? t.const_data_ptr() : nullptr;
 }
 void* memory(const Tensor& t) {
-  return t.defined() && t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
+  return t.defined() && t.numel() > 0 && !planning() ? t.mutable_data_ptr() : nullptr;
 }
 Numbers numbers(const Pair& t) { return {data(t.value), data(t.derivative)}; }
 NumbersOut numbers_out(const Pair& t) { return {memory(t.value), memory(t.derivative)}; }
@@ -94,7 +95,7 @@ at::ScalarType wide_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 const Tensor& reference(const Arguments& a) { return a.input.value; }
-bool on_cpu_kernels(const Tensor& t) { return gemm_kernels_for(target_for(t)) != nullptr; }
+bool on_cpu_kernels(const Tensor& t) { return product_kernels_for(t) != nullptr; }
 
 Pair empty_pair(const Arguments& a, at::IntArrayRef sizes, at::ScalarType dtype) {
   Pair result = {empty_output(reference(a), sizes, dtype), {}};
@@ -114,9 +115,9 @@ Pair each(const Pair& t, const Change& change) {
 // ---- products ----------------------------------------------------------------------------------
 
 // Which of the [T * B] rows have a step; undefined where all are multiplied: without lengths, and
-// on CUDA, where their number would have to be waited for.
+// on CUDA, where their number would have to be waited for. A plan counts all.
 Tensor taken_rows(const Arguments& a) {
-  if (!a.lengths.defined() || !on_cpu_kernels(reference(a))) return {};
+  if (!a.lengths.defined() || !on_cpu_kernels(reference(a)) || planning()) return {};
   const Tensor time = at::arange(a.p.steps, a.lengths.options()).unsqueeze(1);
   return time.lt(a.lengths).flatten().nonzero().squeeze(1);
 }
@@ -131,7 +132,9 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
                                        const Tensor& taken) {
   const int64_t rows = input.size(0) * input.size(1), columns = w.size(0);
   const Tensor x = gather(input.view({rows, input.size(2)}), taken);
-  const GemmKernels* kernels = gemm_kernels_for(target_for(input));
+  const GemmKernels* kernels = product_kernels_for(input);
+  const bool planned =
+      product_planned(dtype_of(input, kOp, "input"), x.size(0), columns, x.size(1));
   if (kernels == nullptr) {
     const auto wide = wide_type(input);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -149,8 +152,9 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
   p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k;
   p.c_row = taken.defined() ? columns : sums_row;
   p.wide = true;
-  kernels->packed(p, x.const_data_ptr(), w.const_data_ptr(), target.mutable_data_ptr(),
-                  context_for(input));
+  if (!planned)
+    kernels->packed(p, x.const_data_ptr(), w.const_data_ptr(), target.mutable_data_ptr(),
+                    context_for(input));
   if (taken.defined())
     sums.view({rows, sums_row}).narrow(1, 0, columns).index_copy_(0, taken, target);
   return {sums, sums_row};
@@ -305,7 +309,7 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
     n.out = numbers_out(normal), n.out_row = columns;
-    kernels.normalise(p, n, context_for(reference(a)));
+    if (!normalise_planned(p, true)) kernels.normalise(p, n, context_for(reference(a)));
     if (keep)
       r.input_products = each(all_sums, [&](const Tensor& t) {
         return t.view({p.steps, p.batch, columns}).to(reference(a).scalar_type());
@@ -333,7 +337,8 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   t.products = numbers_out(r.products), t.step = numbers_out(step);
   t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
   t.inner = numbers_out(inner), t.flags = memory(flags);
-  kernels.forward(p, t, context_for(reference(a)));
+  if (!layer_planned(p, LayerPass::forward, keep, normalised))
+    kernels.forward(p, t, context_for(reference(a)));
   return r;
 }
 
@@ -445,14 +450,15 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
   t.direct = numbers_out(direct), t.inner = numbers_out(inner);
   t.partial = numbers_out(partial), t.flags = memory(flags);
-  kernels.backward(p, t, context_for(reference(a)));
+  if (!layer_planned(p, LayerPass::backward, true, normalised))
+    kernels.backward(p, t, context_for(reference(a)));
   if (normalised) {
     NormBackward n;
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
     n.scale = numbers(a.norm_ih);
     n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
-    kernels.normalise_backward(p, n, context_for(reference(a)));
+    if (!normalise_planned(p, false)) kernels.normalise_backward(p, n, context_for(reference(a)));
   }
   return g;
 }

@@ -86,7 +86,7 @@ def autocast_arguments(*tensors: Any) -> Any:
     stays float64) are cast to its dtype; elsewhere they come back as they are.
     """
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
 

@@ -230,7 +230,21 @@ class _Layer(torch.nn.RNNBase):
         return resets
 
 
-class RNN(_Layer, torch.nn.RNN):
+class _OneState(_Layer):
+    """A layer whose state is h alone."""
+
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
+        output, (h_n,) = self._run(input, hx, lengths, resets)
+        return output, h_n
+
+
+class RNN(_OneState, torch.nn.RNN):
     """`torch.nn.RNN`, each layer and direction one op over the whole sequence.
 
     Args:
@@ -271,18 +285,8 @@ class RNN(_Layer, torch.nn.RNN):
         self._set_options(layer_norm, zoneout, recurrent_dropout, recompute)
         self._add_norms()
 
-    def forward(
-        self,
-        input: Any,
-        hx: Tensor | None = None,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
-        output, (h_n,) = self._run(input, hx, lengths, resets)
-        return output, h_n
 
-
-class GRU(_Layer, torch.nn.GRU):
+class GRU(_OneState, torch.nn.GRU):
     """`torch.nn.GRU`, each layer and direction one op over the whole sequence.
 
     Args:
@@ -313,16 +317,6 @@ class GRU(_Layer, torch.nn.GRU):
 
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_reset_before"
-
-    def forward(
-        self,
-        input: Any,
-        hx: Tensor | None = None,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
-        output, (h_n,) = self._run(input, hx, lengths, resets)
-        return output, h_n
 
 
 class LSTM(_Layer, torch.nn.LSTM):

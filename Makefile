@@ -21,9 +21,10 @@ bench: build
 	$(BIN)/python benchmarks/workloads/dates.py --json benchmarks/results/latest_dates.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
-# Pooling over sizes, as docs/pooling.md shows it.
+# Pooling and recurrence over sizes, as docs/pooling.md and docs/recurrence.md show them.
 plots: build
 	$(BIN)/python benchmarks/plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/rnn_plots.py --json benchmarks/results/latest_rnn_sizes.json
 
 test: build
 	$(BIN)/python -m pytest

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from weft import facts
 from weft.bench import report
 from weft.bench.measure import Ceilings, Effort, measure
-from weft.bench.rows import DIRECTIONS, PoolRow
+from weft.bench.rows import DIRECTIONS, PoolRow, Row
 
 OPS = ("max_pool2d", "avg_pool2d")
 WINDOWS = ((2, 2, 0), (3, 2, 1))  # size, stride, padding
@@ -47,8 +47,7 @@ FIGURES = {
 
 
 def sweep(sizes: Sequence[tuple[int, ...]], effort: Effort) -> dict[str, Any]:
-    """Measures every combination; returns the report as it stands in JSON."""
-    device = torch.device("cpu")
+    """Measures every combination."""
     rows = [
         PoolRow(op, dtype, layout, False, size, *window)
         for op in OPS
@@ -57,6 +56,18 @@ def sweep(sizes: Sequence[tuple[int, ...]], effort: Effort) -> dict[str, Any]:
         for layout in LAYOUTS
         for size in sizes
     ]
+
+    def input_bytes(row: PoolRow) -> dict[str, int]:
+        return {"input_bytes": torch.Size(row.size).numel() * row.dtype.itemsize}
+
+    return measure_rows(rows, effort, input_bytes)
+
+
+def measure_rows(
+    rows: Sequence[Row], effort: Effort, details: Callable[[Any], dict[str, Any]]
+) -> dict[str, Any]:
+    """The report as it stands in JSON; `details` of a row are added to what is measured."""
+    device = torch.device("cpu")
     ceilings, measured = Ceilings(device), []
     with report.progress_bar() as progress:
         bar = progress.add_task("", total=len(rows) * len(DIRECTIONS))
@@ -64,8 +75,7 @@ def sweep(sizes: Sequence[tuple[int, ...]], effort: Effort) -> dict[str, Any]:
             for direction in DIRECTIONS:
                 progress.update(bar, description=f"{row} {direction}")
                 found = measure(row, direction, device, ceilings, effort)
-                elements = torch.Size(row.size).numel()
-                measured.append({**found, "input_bytes": elements * row.dtype.itemsize})
+                measured.append({**found, **details(row)})
                 progress.advance(bar)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -120,8 +120,8 @@ __attribute__((noinline)) void step(const GridProblem& p, const GridForward& t,
   store_number<M, T>(t.cells, at.row * p.hidden + at.unit, r.c, at.count);
   store_number<M, T>(t.output, at.row * p.hidden + at.unit, r.h, at.count);
   if constexpr (sizeof(T) != sizeof(Acc))
-    store_number<M, Term>(h, at.row * term_row<T, Term>(p.hidden) + at.unit, rounded<T>(r.h),
-                          at.count);
+    store_rounded<M, Term>(h, at.row * term_row<T, Term>(p.hidden) + at.unit, rounded<T>(r.h),
+                           at.count);
 }
 
 template <class M, class T, class Term, class Sum>
@@ -149,8 +149,8 @@ __attribute__((noinline)) void step_back(const GridProblem& p, const GridBackwar
     const int64_t column = at.row * width + g * p.hidden + at.unit;
     store_number<M, T>(t.grad_sums, column, r.sums[g], at.count);
     if constexpr (sizeof(T) != sizeof(Acc))
-      store_number<M, Term>(copy, at.row * term_row<T, Term>(width) + g * p.hidden + at.unit,
-                            rounded<T>(r.sums[g]), at.count);
+      store_rounded<M, Term>(copy, at.row * term_row<T, Term>(width) + g * p.hidden + at.unit,
+                             rounded<T>(r.sums[g]), at.count);
   }
 }
 

@@ -34,22 +34,23 @@ struct BackwardOperands {
     return part<Term>(kWide ? t.grad_projected : projected,
                       (kWide ? time : 0) * p.batch * projected_row());
   }
-  // The copy of one element of a row of gradients.
+  // The copy of a vector of a row of gradients, as T holds it.
   template <class M>
   WEFT_INLINE void store_fed(const At& at, int64_t column, typename M::Number number) const {
-    store_number<M, Term>(sums, (at.time % 2 * p.batch + at.row) * fed_row() + column, number,
-                          at.count);
+    store_rounded<M, Term>(sums, (at.time % 2 * p.batch + at.row) * fed_row() + column, number,
+                           at.count);
   }
   template <class M>
   WEFT_INLINE void store_sum(const At& at, int gate, typename M::Number of_x,
                              typename M::Number of_h) const {
     const int64_t row = (at.time * p.batch + at.row) * p.gates() + gate;
     const int64_t place = row * p.hidden + at.unit;
-    store_number<M, T>(t.grad_sums, place, of_x, at.count);
-    if (t.grad_hidden_sums.value) store_number<M, T>(t.grad_hidden_sums, place, of_h, at.count);
+    of_x = rounded<T>(of_x), of_h = rounded<T>(of_h);
+    store_rounded<M, T>(t.grad_sums, place, of_x, at.count);
+    if (t.grad_hidden_sums.value) store_rounded<M, T>(t.grad_hidden_sums, place, of_h, at.count);
     if constexpr (!kWide) {
       if (t.norm.value) return;
-      store_fed<M>(at, gate * p.hidden + at.unit, rounded<T>(of_h));
+      store_fed<M>(at, gate * p.hidden + at.unit, of_h);
     }
   }
   // c before the step.
@@ -195,6 +196,7 @@ __attribute__((noinline)) void skip_back(const BackwardOperands<T, Term>& o, con
 
 template <int kPanelVectors, class T, class Term, bool kDual>
 void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
+  using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
   using P = Panels<T, Term, kPanelVectors, 1>;
   const int64_t hidden = p.hidden, size = p.state(), sums = p.gates() * hidden;
@@ -242,10 +244,11 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
         if constexpr (Cell::kHasCell) {
           if (projects)
             multiply<M>(v, v_derivative, o.fed_projected(time), o.projected_row(),
-                        rows.order.data(), rows.active, own_inner.begin, own_inner.end,
-                        [&](int64_t row, int64_t unit, int count, const auto& sum) {
-                          step_back<Cell, M>(o, At{time, row, unit, count, fresh(row)}, sum(0));
-                        });
+                        rows.order.data(), rows.active, own_inner.begin, own_inner.end, kNotSoon,
+                        each_row<M, Acc>(time, [&](At at, const auto& product) {
+                          at.fresh = fresh(at.row);
+                          step_back<Cell, M>(o, at, product);
+                        }));
         }
         for (int64_t i = projects ? rows.active : 0; i < p.batch; ++i)
           each_vector<T>(time, rows.order[i], i >= rows.fed, of_cell.first_unit, of_cell.last_unit,
@@ -267,19 +270,19 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
       if (resets_before) {
         const Numbers of_n = part<Term>(o.fed(time), depth);
         multiply<M>(v, v_derivative, of_n, o.fed_row(), rows.order.data(), rows.fed,
-                    own_inner.begin, own_inner.end,
-                    [&](int64_t row, int64_t unit, int count, const auto& sum) {
-                      reset_back<GruResetBeforeLayer, M>(o, At{time, row, unit, count}, sum(0));
-                    });
+                    own_inner.begin, own_inner.end, kNotSoon,
+                    each_row<M, Acc>(time, [&](const At& at, const auto& product) {
+                      reset_back<GruResetBeforeLayer, M>(o, at, product);
+                    }));
         team.barrier();
         normalise(0, 2);
       }
       multiply<M>(w, w_derivative, o.fed(time), o.fed_row(), rows.order.data(), rows.fed, own.begin,
-                  own.end,
-                  [&](int64_t row, int64_t unit, int count, const auto& sum)
-                      __attribute__((always_inline)) {
-                        o.template add_to_state<M>(At{time, row, unit, count}, sum(0));
-                      });
+                  own.end, kNotSoon,
+                  each_row<M, Acc>(
+                      time, [&](const At& at, const auto& product) __attribute__((always_inline)) {
+                        o.template add_to_state<M>(at, product);
+                      }));
     }
   });
 }

@@ -78,9 +78,19 @@ WEFT_INLINE N rounded(N value) {
   if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {
     return value;
   } else {
-    T held[kLanes<T>];
-    store_vec(held, value);
-    return load_vec(held);
+    return round_to<T>(value);
+  }
+}
+// store_number of what `rounded` gives.
+template <class M, class T>
+WEFT_INLINE void store_rounded(const NumbersOut& t, int64_t offset, typename M::Number number,
+                               int count) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    bf16* at = static_cast<bf16*>(t.value) + offset;
+    if (count == kLanes<T>) return store_exact(at, number);
+    store_part(at, number, count);
+  } else {
+    store_number<M, T>(t, offset, number, count);
   }
 }
 
@@ -280,13 +290,25 @@ class Panels {
   Scratch<Acc> packed_;
 };
 
-// Calls `body(row, unit, count, sum)` for `rows` rows and each vector of units of the panels
-// [begin, end); `sum(gate)` is the product of row `row` of `from` [B, k], whose rows are `stride`
-// apart, with the weights.
-template <class M, class P, class Body>
+// Sums of some rows at one vector of units; none read as zeros.
+template <class Acc>
+struct RowSums {
+  Numbers from;
+  int64_t row = 0, gate = 0;  // elements from one to the next
+
+  template <class M>
+  WEFT_INLINE typename M::Number get(int64_t i, int64_t g, int count) const {
+    return load_number<M, Acc>(from, i * row + g * gate, count);
+  }
+};
+
+// Calls `body(rows, row_count, unit, count, sums)` for some of the rows and each vector of units of
+// the panels [begin, end); `sums` are the products of those rows of `from` [B, k], which are
+// `stride` apart, with the weights. `soon(row, unit)` is called before the product is made.
+template <class M, class P, class Soon, class Body>
 WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from, int64_t stride,
                           const int64_t* rows, int64_t row_count, int64_t begin, int64_t end,
-                          const Body& body) {
+                          const Soon& soon, const Body& body) {
   using Acc = typename P::Acc;
   using Term = typename P::Term;
   constexpr int kPlanes = M::kDual ? 2 : 1;
@@ -298,6 +320,10 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
       const Acc* source[kPlanes][kRowBlock];
       Acc* target[kPlanes][kRowBlock];
       for (int64_t i = 0; i < count; ++i) {
+        for (int64_t g = 0; g < P::kGroups; ++g) {
+          const int64_t unit = (panel * P::kGroups + g) * P::kLane;
+          if (unit < w.units()) soon(rows[first + i], unit);
+        }
         const int64_t offset = rows[first + i] * stride;
         source[0][i] = reinterpret_cast<const Acc*>(static_cast<const Term*>(from.value) + offset);
         target[0][i] = sums[0] + i * P::kWidth;
@@ -312,23 +338,28 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
         if (w_derivative)
           packed_rows<P::kVectors>(source[0], count, w_derivative[panel], k, true, target[1]);
       }
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t g = 0; g < P::kGroups; ++g) {
-          const int64_t unit = (panel * P::kGroups + g) * P::kLane;
-          if (unit >= w.units()) break;
-          const int64_t rest = w.units() - unit;
-          body(rows[first + i], unit, static_cast<int>(rest < P::kLane ? rest : P::kLane),
-               [&](int gate) __attribute__((always_inline)) {
-                 const int64_t at = i * P::kWidth + (g * P::kGates + gate) * P::kLane;
-                 if constexpr (M::kDual) {
-                   return typename M::Number{load_vec(sums[0] + at), load_vec(sums[1] + at)};
-                 } else {
-                   return load_vec(sums[0] + at);
-                 }
-               });
-        }
+      for (int64_t g = 0; g < P::kGroups; ++g) {
+        const int64_t unit = (panel * P::kGroups + g) * P::kLane, rest = w.units() - unit;
+        if (rest <= 0) break;
+        Numbers found = {sums[0] + g * P::kGates * P::kLane, nullptr};
+        if constexpr (M::kDual) found.derivative = sums[1] + g * P::kGates * P::kLane;
+        body(rows + first, count, unit, static_cast<int>(rest < P::kLane ? rest : P::kLane),
+             RowSums<Acc>{found, P::kWidth, P::kLane});
+      }
     }
   }
+}
+
+constexpr auto kNotSoon = [](int64_t, int64_t) {};
+
+// A body of `multiply` that calls `body(at, product)` row by row, of a single gate.
+template <class M, class Acc, class Body>
+WEFT_INLINE auto each_row(int64_t time, const Body& body) {
+  return [time, &body](const int64_t* rows, int64_t row_count, int64_t unit, int count,
+                       const RowSums<Acc>& found) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < row_count; ++i)
+      body(At{time, rows[i], unit, count}, found.template get<M>(i, 0, count));
+  };
 }
 
 }  // namespace

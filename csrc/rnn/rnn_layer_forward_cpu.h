@@ -37,8 +37,8 @@ WEFT_INLINE void store_state(const ForwardOperands<T, Term>& o, const At& at,
   store_number<M, Acc>(o.h[o.next], o.state(at), h, at.count);
   if (o.fed[0].value == o.h[0].value) return;
   if (const void* dropout = o.t.masks.dropout)
-    h = load_units(static_cast<const T*>(dropout) + o.state(at), at.count) * h;
-  store_number<M, Term>(o.fed[o.next], o.fed_state(at), h, at.count);
+    h = rounded<Term>(load_units(static_cast<const T*>(dropout) + o.state(at), at.count) * h);
+  store_rounded<M, Term>(o.fed[o.next], o.fed_state(at), h, at.count);
 }
 
 // The state before the step.
@@ -65,16 +65,15 @@ WEFT_INLINE void finish_state(const ForwardOperands<T, Term>& o, const At& at,
   }
   h = rounded<T>(h);
   store_state<M>(o, at, h);
-  store_number<M, T>(o.t.output, o.whole(at, o.p.state()), h, at.count);
+  store_rounded<M, T>(o.t.output, o.whole(at, o.p.state()), h, at.count);
 }
 
-// x + b_ih of a gate.
+// W_ih x of a gate.
 template <class M, class T, class Term>
 WEFT_INLINE typename M::Number input_sum(const ForwardOperands<T, Term>& o, const At& at,
                                          int gate) {
-  const int64_t column = gate * o.p.hidden;
-  return load_number<M, accumulate_t<T>>(o.t.sums, o.whole(at, o.t.sums_row) + column, at.count) +
-         load_number<M, T>(o.t.b_ih, column + at.unit, at.count);
+  return load_number<M, accumulate_t<T>>(o.t.sums, o.whole(at, o.t.sums_row) + gate * o.p.hidden,
+                                         at.count);
 }
 
 template <class Cell, class M, class T, class Term>
@@ -85,50 +84,62 @@ WEFT_INLINE void store_kept(const ForwardOperands<T, Term>& o, const At& at, int
   store_number<M, T>(o.t.gates, row * o.p.hidden + at.unit, kept, at.count);
 }
 
-// One vector of units; `sums` are the hidden state's products. What an inner product is to finish
-// is left to it. Not inlined: it is called from two places, and long.
+// Some rows at one vector of units; `sums` are the hidden state's products. What an inner product
+// is to finish is left to it. Not inlined: it is called from several places, and long; biases and
+// constants are loaded once for all rows.
 template <class Cell, class M, class T, class Term>
-__attribute__((noinline)) void take_step(const ForwardOperands<T, Term>& o, const At& at,
-                                         const typename M::Number (&sums)[4]) {
+__attribute__((noinline)) void take_step(const ForwardOperands<T, Term>& o, const int64_t* rows,
+                                         int64_t row_count, const At& where,
+                                         const RowSums<accumulate_t<T>>& sums) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
   const int64_t hidden = o.p.hidden;
-  StepArguments<N> s = {};
+  const int count = where.count;
+  StepArguments<N> s;
+  N b_ih[4], b_hh[4];
+#pragma GCC unroll 4
   for (int g = 0; g < kGates; ++g) {
-    s.x[g] = input_sum<M>(o, at, g);
-    s.q[g] = load_number<M, T>(o.t.b_hh, g * hidden + at.unit, at.count);
-    s.q[g] = s.q[g] + sums[g];
-  }
-  if constexpr (Cell::kResetBefore) {
-    s.h = fed_state<M>(o, at);
-  } else if constexpr (Cell::kTwoSums) {
-    s.h = old_state<M>(o, at);
-  }
-  if constexpr (Cell::kHasCell) {
-    if (!at.fresh) s.c = load_number<M, Acc>(o.c, o.cell(at), at.count);
+    b_ih[g] = load_number<M, T>(o.t.b_ih, g * hidden + where.unit, count);
+    b_hh[g] = load_number<M, T>(o.t.b_hh, g * hidden + where.unit, count);
   }
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i)
-      s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + at.unit, at.count);
+      s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + where.unit, count);
   }
-  StepResults<N> r = Cell::template forward<M>(s);
-  if constexpr (Cell::kHasCell) {
-    if (o.p.zoneout > 0) {
-      const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
-      r.c = z * s.c + (1 - z) * r.c;
+  for (int64_t i = 0; i < row_count; ++i) {
+    At at = where;
+    at.row = rows[i];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; ++g) {
+      s.x[g] = input_sum<M>(o, at, g) + b_ih[g];
+      s.q[g] = b_hh[g] + sums.template get<M>(i, g, count);
     }
-    const N c = rounded<T>(r.c);
-    store_number<M, Acc>(o.c, o.cell(at), c, at.count);
-    if (o.t.cells.value) store_number<M, T>(o.t.cells, o.whole(at, hidden), c, at.count);
-  }
-  for (int i = 0; i < (Cell::kResetBefore ? 2 : Cell::kKept); ++i)
-    store_kept<Cell, M>(o, at, i, r.kept[i]);
-  if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], at.count);
-  if (o.p.has_inner()) {
-    store_number<M, Term>(o.inner, o.inner_cell(at), rounded<T>(r.h), at.count);
-  } else {
-    finish_state<M>(o, at, r.h);
+    if constexpr (Cell::kResetBefore) {
+      s.h = fed_state<M>(o, at);
+    } else if constexpr (Cell::kTwoSums) {
+      s.h = old_state<M>(o, at);
+    }
+    if constexpr (Cell::kHasCell)
+      s.c = at.fresh ? N{} : load_number<M, Acc>(o.c, o.cell(at), count);
+    StepResults<N> r = Cell::template forward<M>(s);
+    if constexpr (Cell::kHasCell) {
+      if (o.p.zoneout > 0) {
+        const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
+        r.c = z * s.c + (1 - z) * r.c;
+      }
+      const N c = rounded<T>(r.c);
+      store_number<M, Acc>(o.c, o.cell(at), c, count);
+      if (o.t.cells.value) store_rounded<M, T>(o.t.cells, o.whole(at, hidden), c, count);
+    }
+    for (int k = 0; k < (Cell::kResetBefore ? 2 : Cell::kKept); ++k)
+      store_kept<Cell, M>(o, at, k, r.kept[k]);
+    if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], count);
+    if (o.p.has_inner()) {
+      store_rounded<M, Term>(o.inner, o.inner_cell(at), rounded<T>(r.h), count);
+    } else {
+      finish_state<M>(o, at, r.h);
+    }
   }
 }
 
@@ -140,7 +151,9 @@ __attribute__((noinline)) void finish_step(const ForwardOperands<T, Term>& o, co
   using N = typename M::Number;
   if constexpr (Cell::kResetBefore) {
     const N q = sum + load_number<M, T>(o.t.b_hh, 2 * o.p.hidden + at.unit, at.count);
-    const N n = M::tanh(input_sum<M>(o, at, 2) + q);
+    const N x =
+        input_sum<M>(o, at, 2) + load_number<M, T>(o.t.b_ih, 2 * o.p.hidden + at.unit, at.count);
+    const N n = M::tanh(x + q);
     const N z = load_number<M, Acc>(o.update, o.cell(at), at.count);
     store_kept<Cell, M>(o, at, 2, n);
     sum = gru_next_hidden(z, n, old_state<M>(o, at));
@@ -240,17 +253,23 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
       const int64_t time = p.time(s);
       o.next = static_cast<int>(1 - s % 2);
       if (t.masks.lengths || t.masks.resets) rows.at_time(time, p.batch, t.masks);
-      multiply<M>(w, w_derivative, o.fed[1 - o.next], fed_row, rows.order.data(), rows.fed,
-                  own.begin, own.end,
-                  [&](int64_t row, int64_t unit, int count, const auto& sum)
-                      __attribute__((always_inline)) {
-                        const At at = {time, row, unit, count};
-                        typename M::Number found[4] = {};
-                        for (int g = 0; g < kGates; ++g) found[g] = sum(g);
-                        if (!normalised) return take_step<Cell, M>(o, at, found);
-                        for (int g = 0; g < kGates; ++g)
-                          store_number<M, Acc>(o.sums, o.sum(at, g), found[g], count);
-                      });
+      multiply<M>(
+          w, w_derivative, o.fed[1 - o.next], fed_row, rows.order.data(), rows.fed, own.begin,
+          own.end,
+          [&](int64_t row, int64_t unit) __attribute__((always_inline)) {
+            const auto* from = static_cast<const Acc*>(t.sums.value);
+            for (int g = 0; g < Cell::kGates; ++g)
+              __builtin_prefetch(from + o.whole(At{time, row, unit, 0}, t.sums_row) + g * hidden);
+          },
+          [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
+              const RowSums<Acc>& found) __attribute__((always_inline)) {
+            if (!normalised)
+              return take_step<Cell, M>(o, some, row_count, At{time, 0, unit, count}, found);
+            for (int64_t i = 0; i < row_count; ++i)
+              for (int g = 0; g < kGates; ++g)
+                store_number<M, Acc>(o.sums, o.sum(At{time, some[i], unit, count}, g),
+                                     found.template get<M>(i, g, count), count);
+          });
       if (normalised) {  // whole rows are needed: a thread takes some of them
         team.barrier();
         for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
@@ -258,30 +277,31 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
           const bool fresh = i >= rows.fed;
           normalise_products<M>(o, time, row, fresh, 0, kGates);
           each_vector<T>(time, row, fresh, 0, hidden, [&](const At& at) {
-            typename M::Number found[4] = {};
-            for (int g = 0; g < kGates; ++g)
-              found[g] = load_number<M, Acc>(o.sums, o.sum(at, g), at.count);
-            take_step<Cell, M>(o, at, found);
+            take_step<Cell, M>(o, &row, 1, at, {part<Acc>(o.sums, o.sum(at, 0)), 0, hidden});
           });
         }
-      }
-      for (int64_t i = rows.fed; !normalised && i < rows.active; ++i)
-        each_vector<T>(time, rows.order[i], true, own.first_unit, own.last_unit, [&](const At& at) {
-          const typename M::Number none[4] = {};
-          take_step<Cell, M>(o, at, none);
+      } else if (rows.fed < rows.active) {
+        each_vector<T>(time, 0, true, own.first_unit, own.last_unit, [&](const At& at) {
+          take_step<Cell, M>(o, rows.order.data() + rows.fed, rows.active - rows.fed, at, {});
         });
+      }
       if (two) {
         team.barrier();
         multiply<M>(v, v_derivative, o.inner, inner_row, rows.order.data(), rows.active,
-                    own_inner.begin, own_inner.end,
-                    [&](int64_t row, int64_t unit, int count, const auto& sum)
-                        __attribute__((always_inline)) {
-                          At at = {time, row, unit, count};
-                          at.fresh = t.masks.resets && t.masks.resets[time * p.batch + row];
-                          if (!Cell::kResetBefore || !normalised)
-                            return finish_step<Cell, M>(o, at, sum(0));
-                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum(0), count);
-                        });
+                    own_inner.begin, own_inner.end, kNotSoon,
+                    [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
+                        const RowSums<Acc>& found) __attribute__((always_inline)) {
+                      for (int64_t i = 0; i < row_count; ++i) {
+                        At at = {time, some[i], unit, count};
+                        at.fresh = t.masks.resets && t.masks.resets[time * p.batch + at.row];
+                        const auto sum = found.template get<M>(i, 0, count);
+                        if (!Cell::kResetBefore || !normalised) {
+                          finish_step<Cell, M>(o, at, sum);
+                        } else {
+                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum, count);
+                        }
+                      }
+                    });
         if (Cell::kResetBefore && normalised) {
           team.barrier();
           for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {

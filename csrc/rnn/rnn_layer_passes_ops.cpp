@@ -1,4 +1,5 @@
 // The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
+#include "core/window.h"
 #include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_products.h"
 
@@ -12,6 +13,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <tuple>
 
 namespace weft::layer {
@@ -260,13 +262,16 @@ void check_seeds(const Arguments& a, const Seeds& seeds) {
 
 // ---- passes ------------------------------------------------------------------------------------
 
-Outputs run_forward(const Arguments& a, bool keep) {
+namespace {
+
+// `output` is where the states go, if it is defined.
+Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   const LayerProblem& p = a.p;
   const auto& kernels = kernels_for(reference(a), layer_kernels_for);
   const c10::DeviceGuard guard(reference(a).device());
   const bool keep_gates = keep && (!p.is_elman() || p.zoneout > 0);
   Outputs r;
-  r.output = empty_pair(a, {p.steps, p.batch, p.state()});
+  r.output = output.defined() ? Pair{output, {}} : empty_pair(a, {p.steps, p.batch, p.state()});
   r.h_n = empty_pair(a, {p.batch, p.state()});
   r.c_n = empty_pair(a, {p.has_cell() ? p.batch : 0, p.hidden});
   r.cells = empty_pair(a, {keep && p.has_cell() ? p.steps : 0, p.batch, p.hidden});
@@ -326,6 +331,45 @@ Outputs run_forward(const Arguments& a, bool keep) {
   t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
   t.inner = numbers_out(inner);
   kernels.forward(p, t, context_for(reference(a)));
+  return r;
+}
+
+// How many steps are done before the input's products of the next are made. All, where those are
+// kept for backward; else so few that the products fit into the cache, but enough to pay for
+// packing the weights again. The states between are of the input's dtype anyway, so the bits are
+// the same.
+int64_t steps_at_once(const Arguments& a, bool keep) {
+  constexpr int64_t kLeastRows = 1536, kMostProducts = 1 << 22;
+  const LayerProblem& p = a.p;
+  if (keep || p.dual || a.lengths.defined() || !on_cpu_kernels(reference(a)) || p.units() == 0)
+    return p.steps;
+  const int64_t fitting =
+      std::max(kMostProducts / (p.units() * p.gates()), ceil_div(kLeastRows, p.batch));
+  return fitting < p.steps ? ceil_div(p.steps, ceil_div(p.steps, fitting)) : p.steps;
+}
+
+}  // namespace
+
+Outputs run_forward(const Arguments& a, bool keep) {
+  const LayerProblem& p = a.p;
+  const int64_t at_once = steps_at_once(a, keep);
+  if (at_once == p.steps) return run_steps(a, keep, {});
+  Outputs r;
+  const Tensor output = empty_output(reference(a), {p.steps, p.batch, p.state()});
+  Arguments part = a;
+  for (int64_t s = 0; s < p.steps; s += at_once) {
+    part.p.steps = std::min(at_once, p.steps - s);
+    const int64_t first = p.reverse ? p.steps - s - part.p.steps : s;
+    const auto taken = [&](const Tensor& t) {
+      return t.defined() ? t.narrow(0, first, part.p.steps) : t;
+    };
+    part.input.value = taken(a.input.value), part.resets = taken(a.resets);
+    part.zone_h = taken(a.zone_h), part.zone_c = taken(a.zone_c);
+    r = run_steps(part, keep, taken(output));
+    part.h0 = r.h_n;
+    if (p.has_cell()) part.c0 = r.c_n;
+  }
+  r.output.value = output;
   return r;
 }
 

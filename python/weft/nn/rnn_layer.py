@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from weft.rnn_layer import rnn_layer
+from weft.rnn_layer import random_mask, rnn_layer
 
 _COMMON = ("layer_norm", "zoneout", "recurrent_dropout", "recompute")
 
@@ -110,7 +110,7 @@ class _Layer(torch.nn.RNNBase):
             masks["dropout"] = F.dropout(ones, self.recurrent_dropout)
         if self.training and self.zoneout > 0:
             masks["zones"] = tuple(
-                weight.new_empty((*x.shape[:2], size)).bernoulli_(self.zoneout) for size in sizes
+                random_mask(weight, (*x.shape[:2], size), self.zoneout) for size in sizes
             )
         return masks
 

@@ -241,7 +241,7 @@ inline DepthwisePlan plan_depthwise(const ConvProblem& p, ConvProduct step,
       plan.tiled = true;
     }
   }
-  if (!plan.tiled) return plan;
+  if (!plan.tiled || plan.tiles * plan.chunks > conv_plan::kInt) return {};
 
   // Small planes share a block: neighbouring channels, then images, which share their weights.
   const int64_t wanted = kBlocksEach * facts.multiprocessors;

@@ -3,8 +3,10 @@
 //   product  the tile product (gemm/tile_product.h) over rows (positions; output channels in
 //            wgrad), columns (channels; channels times places in wgrad) and a reduction. On tensor
 //            cores for bf16, f16, float64, and for float32 where TF32 is allowed.
-//   walk     a thread makes one element: few channels a group (depthwise above all), where a tile
-//            would be mostly empty, and problems so small that one wave of threads does them.
+//   walk     a thread makes one element: few channels a group, where a tile would be mostly empty,
+//            and problems so small that one wave of threads does them.
+//
+// Depthwise problems have tiles of their own, see conv_depthwise_plan.h.
 #pragma once
 
 #include <algorithm>
@@ -105,15 +107,17 @@ constexpr int64_t shared_bytes(const ConvTile& tile, ConvProduct product, int64_
   return std::max(tile.stages * stage * size, out);
 }
 
-// Flat indices and positions fit into the int that the kernels use for them.
+// Flat indices, and those of a tile that begins at the last one, and positions fit into the int
+// that the kernels use for them.
+constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
 constexpr bool fits(const ConvProblem& p) {
-  constexpr int64_t kIndices = std::numeric_limits<int32_t>::max();
+  constexpr int64_t kIndices = kInt - 1024;
   constexpr int64_t kPositions = 1 << 28;
   for (int a = 0; a < 3; ++a)
     if (p.in[a] > kPositions || p.out[a] > kPositions || p.window[a].padding > kPositions ||
         p.window[a].span() > kPositions || p.out[a] * p.window[a].stride > kPositions)
       return false;
-  return p.n * std::max(p.in_positions(), p.out_positions()) < kIndices &&
+  return p.groups < kIndices && p.n * std::max(p.in_positions(), p.out_positions()) < kIndices &&
          std::max(p.c, p.k) * p.window_elements() < kIndices;
 }
 
@@ -175,6 +179,7 @@ inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct product, bo
     plan.splits = ceil_div(steps, plan.split_steps);
   }
   plan.blocks = tiles * plan.splits;
+  if (plan.blocks > kInt) return {};
   plan.shared_bytes = shared_bytes(plan.tile, product, size);
   return plan;
 }

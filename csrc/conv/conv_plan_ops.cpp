@@ -1,10 +1,41 @@
 // What the convolution ops tell of themselves where plans are asked for.
+#include "conv/conv_depthwise_plan.h"
 #include "conv/conv_ops.h"
-#include "conv/conv_plan_cuda.h"
 #include "ops_common.h"
 
 namespace weft {
 namespace {
+
+// The launch that adds the partial sums of a weight gradient.
+void note_wgrad_sum(const ConvProblem& p, int64_t splits, int64_t workspace) {
+  Plan sum;
+  sum.kernel = "conv_wgrad_sum";
+  sum.path = "sum of splits";
+  sum.threads = 256;
+  sum.blocks = ceil_div(p.weight_elements(), sum.threads);
+  sum.flops = splits * p.weight_elements();
+  sum.bytes = sum.least_bytes = workspace + p.weight_elements() * size_of(p.dtype);
+  note_plan(std::move(sum));
+}
+
+void note_depthwise(const ConvProblem& p, ConvProduct product, const DepthwisePlan& tiles,
+                    Plan plan) {
+  constexpr const char* kKernels[] = {"conv_depthwise_fprop", "conv_depthwise_dgrad",
+                                      "conv_depthwise_wgrad"};
+  plan.kernel = kKernels[static_cast<int>(product)];
+  plan.path = "tile";
+  plan.tile = {{"n", tiles.images},
+               {"c", tiles.channels},
+               {"d", tiles.extent[0]},
+               {"h", tiles.extent[1]},
+               {"w", tiles.extent[2]}};
+  plan.blocks =
+      tiles.chunks * (product == ConvProduct::wgrad ? int64_t{tiles.splits} : tiles.tiles);
+  plan.threads = depthwise_plan::kThreads;
+  plan.shared_bytes = tiles.bytes;
+  note_plan(std::move(plan));
+  if (tiles.splits > 1) note_wgrad_sum(p, tiles.splits, wgrad_workspace(p, tiles));
+}
 
 // Adds what CUDA would launch.
 void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
@@ -17,6 +48,8 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
   const ConvProduct product = step == ConvStep::fprop   ? ConvProduct::fprop
                               : step == ConvStep::dgrad ? ConvProduct::dgrad
                                                         : ConvProduct::wgrad;
+  if (const DepthwisePlan tiles = plan_depthwise(p, product); tiles.tiled)
+    return note_depthwise(p, product, tiles, std::move(plan));
   const ConvCudaPlan cuda = plan_conv_cuda(p, product);
   if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));
   plan.kernel += "_product";
@@ -24,22 +57,14 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
   plan.tile = {{"m", cuda.tile.m}, {"n", cuda.tile.n}, {"k", cuda.tile.k}};
   plan.blocks = cuda.blocks;
   plan.threads = cuda.tile.threads();
-  plan.shared_bytes = 0;        // the kernel's own, by its tile
+  plan.shared_bytes = cuda.shared_bytes;
   if (step == ConvStep::dgrad)  // a launch for each phase
     for (int axis = 0; axis < 3; ++axis) {
       const int64_t stride = p.window[axis].stride, extent = p.in[axis];
       plan.launches *= stride < extent ? stride : extent;
     }
   note_plan(std::move(plan));
-  if (step != ConvStep::wgrad) return;
-  Plan sum;
-  sum.kernel = "conv_wgrad_sum";
-  sum.path = "sum of splits";
-  sum.threads = 256;
-  sum.blocks = ceil_div(p.weight_elements(), sum.threads);
-  sum.flops = cuda.splits * p.weight_elements();
-  sum.bytes = sum.least_bytes = wgrad_workspace(p, cuda) + p.weight_elements() * size_of(p.dtype);
-  note_plan(std::move(sum));
+  if (step == ConvStep::wgrad) note_wgrad_sum(p, cuda.splits, wgrad_workspace(p, cuda));
 }
 
 void note(const ConvProblem& p, ConvStep step) {

@@ -20,7 +20,7 @@ struct RowPhase {
   RowTaps::Runs runs;
 };
 
-// to[i · step] = from[i], or both phases of step 2 at once.
+// to[i · step] = from[i], or both phases of step 2 at once, which are read in whole vectors.
 template <class T>
 void scatter_row(T* __restrict to, const accumulate_t<T>* __restrict from, int64_t count,
                  int64_t step) {
@@ -29,16 +29,12 @@ void scatter_row(T* __restrict to, const accumulate_t<T>* __restrict from, int64
 template <class T>
 void zip_rows(T* __restrict to, const accumulate_t<T>* __restrict even,
               const accumulate_t<T>* __restrict odd, int64_t pairs) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= pairs; i += kLanes<T>) {
+  for (int64_t i = 0; i < pairs; i += kLanes<T>) {
     Vec<accumulate_t<T>> low = load_vec(even + i), high = load_vec(odd + i);
     zip(low, high);
-    store_vec(to + 2 * i, low);
-    store_vec(to + 2 * i + kLanes<T>, high);
-  }
-  for (; i < pairs; ++i) {
-    to[2 * i] = narrow<T>(even[i]);
-    to[2 * i + 1] = narrow<T>(odd[i]);
+    const int64_t left = 2 * (pairs - i);
+    store_lanes(to + 2 * i, low, left);
+    if (left > kLanes<T>) store_lanes(to + 2 * i + kLanes<T>, high, left - kLanes<T>);
   }
 }
 

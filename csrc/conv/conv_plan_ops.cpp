@@ -1,10 +1,40 @@
 // What the convolution ops tell of themselves where plans are asked for.
+#include "conv/conv_depthwise_plan.h"
 #include "conv/conv_ops.h"
 #include "conv/conv_plan_cuda.h"
 #include "ops_common.h"
 
 namespace weft {
 namespace {
+
+// Adds the sum of wgrad's splits.
+void note_sum(const ConvProblem& p, int64_t splits) {
+  const int64_t partial = splits * p.weight_elements() * (p.dtype == DType::f64 ? 8 : 4);
+  Plan sum;
+  sum.kernel = "conv_wgrad_sum";
+  sum.path = "sum of splits";
+  sum.threads = 256;
+  sum.blocks = ceil_div(p.weight_elements(), sum.threads);
+  sum.flops = splits * p.weight_elements();
+  sum.bytes = sum.least_bytes = partial + p.weight_elements() * size_of(p.dtype);
+  note_plan(std::move(sum));
+}
+
+// Adds the tiles of a depthwise convolution.
+void note_tiles(const ConvProblem& p, ConvStep step, const DepthwisePlan& tiles, Plan plan) {
+  plan.kernel.replace(0, 4, "conv_depthwise");
+  plan.path = "tile";
+  plan.tile = {{"n", tiles.images},
+               {"c", tiles.channels},
+               {"d", tiles.extent[0]},
+               {"h", tiles.extent[1]},
+               {"w", tiles.extent[2]}};
+  plan.blocks = tiles.chunks * (step == ConvStep::wgrad ? tiles.splits : tiles.tiles);
+  plan.threads = depthwise_plan::kThreads;
+  plan.shared_bytes = tiles.bytes;
+  note_plan(std::move(plan));
+  if (step == ConvStep::wgrad && tiles.splits > 1) note_sum(p, tiles.splits);
+}
 
 // Adds what CUDA would launch.
 void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
@@ -17,6 +47,8 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
   const ConvProduct product = step == ConvStep::fprop   ? ConvProduct::fprop
                               : step == ConvStep::dgrad ? ConvProduct::dgrad
                                                         : ConvProduct::wgrad;
+  if (const DepthwisePlan tiles = plan_depthwise(p, product); tiles.tiled)
+    return note_tiles(p, step, tiles, std::move(plan));
   const ConvCudaPlan cuda = plan_conv_cuda(p, product);
   if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));
   plan.kernel += "_product";
@@ -31,15 +63,7 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
       plan.launches *= stride < extent ? stride : extent;
     }
   note_plan(std::move(plan));
-  if (step != ConvStep::wgrad) return;
-  Plan sum;
-  sum.kernel = "conv_wgrad_sum";
-  sum.path = "sum of splits";
-  sum.threads = 256;
-  sum.blocks = ceil_div(p.weight_elements(), sum.threads);
-  sum.flops = cuda.splits * p.weight_elements();
-  sum.bytes = sum.least_bytes = wgrad_workspace(p, cuda) + p.weight_elements() * size_of(p.dtype);
-  note_plan(std::move(sum));
+  if (step == ConvStep::wgrad) note_sum(p, cuda.splits);
 }
 
 void note(const ConvProblem& p, ConvStep step) {

@@ -1,6 +1,7 @@
 // What the recurrent ops tell of themselves where plans are asked for.
 #include "ops_common.h"
 #include "rnn/rnn_plans.h"
+#include "rnn/rnn_sequence_plan.h"
 
 namespace weft {
 namespace {
@@ -70,7 +71,19 @@ bool layer_planned(const LayerProblem& p, LayerPass pass, bool keeps, bool norma
   const bool forward = pass == LayerPass::forward;
   const char* kernel = forward ? "recurrent_layer_step" : "recurrent_layer_gates_backward";
   Plan plan = plan_of(kernel, p.dual ? "steps, dual" : "steps", layer_cost(p, keeps));
-  if (on_cuda()) {
+  // An H100's, whichever device it is planned on.
+  constexpr GridFacts kFacts = {132, 228 * 1024, 227 * 1024};
+  const SequencePlan sequence =
+      forward ? forward_sequence(p, normalised, kFacts) : backward_sequence(p, normalised, kFacts);
+  if (on_cuda() && !normalised && sequence.persistent()) {
+    plan.kernel = forward ? "recurrent_layer_sequence" : "recurrent_layer_sequence_backward";
+    plan.path = "sequence";
+    plan.tile = {{"rows", sequence.rows}, {"units", sequence.units}};
+    plan.blocks = sequence.blocks();
+    plan.threads = sequence.threads;
+    plan.shared_bytes = sequence.shared_bytes;
+    plan.bytes = plan.least_bytes;  // the weights stay in shared memory
+  } else if (on_cuda()) {
     plan.launches = p.steps * layer_step_launches(p, pass, normalised);
     if (forward)
       tile(plan, p.dtype, p.batch, p.hidden, p.cell == LayerCell::gru_reset_before ? 2 : p.gates());

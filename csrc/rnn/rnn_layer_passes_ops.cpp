@@ -16,9 +16,8 @@
 #include <tuple>
 
 namespace weft::layer {
-namespace {
 
-const char* const kOp = "rnn_layer";
+static const char* const kOp = "rnn_layer";
 
 // ---- checks ------------------------------------------------------------------------------------
 
@@ -36,6 +35,8 @@ LayerCell cell_of(c10::string_view name) {
                     "'lstm_coupled', 'gru', 'gru_reset_before', 'rnn_tanh' or 'rnn_relu', got '",
                     name, "'");
 }
+
+namespace {
 
 void check_sizes(const Tensor& t, at::IntArrayRef expected, const Tensor& reference,
                  const char* name) {

@@ -17,13 +17,16 @@ CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0;9.0a+PTX)
 bench: build
 	$(BIN)/python benchmarks/workloads/digits.py --json benchmarks/results/latest_digits.json
 	$(BIN)/python benchmarks/workloads/characters.py --json benchmarks/results/latest_characters.json
+	$(BIN)/python benchmarks/workloads/photographs.py --json benchmarks/results/latest_photographs.json
 	$(BIN)/python benchmarks/workloads/regions.py --json benchmarks/results/latest_regions.json
 	$(BIN)/python benchmarks/workloads/dates.py --json benchmarks/results/latest_dates.json
 	$(BIN)/python -m weft bench --json benchmarks/results/latest.json $(BENCH_ARGS)
 
-# Pooling over sizes, as docs/pooling.md shows it.
+# Every family over sizes, as the pages of docs/ show them.
 plots: build
-	$(BIN)/python benchmarks/plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/pool_plots.py --json benchmarks/results/latest_pool_sizes.json
+	$(BIN)/python benchmarks/conv_plots.py --json benchmarks/results/latest_conv_sizes.json
+	$(BIN)/python benchmarks/rnn_plots.py --json benchmarks/results/latest_rnn_sizes.json
 
 test: build
 	$(BIN)/python -m pytest
@@ -58,7 +61,9 @@ build: $(VENV)/ready
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more.
-SANITIZE_TESTS = $(addprefix tests/test_,device.py pool.py pool_errors.py pool_layers.py pool_regions.py conv.py rnn.py rnn_layers.py)
+SANITIZE_TESTS = $(addsuffix .py,$(addprefix tests/test_,device eager pool pool_cpu pool_eager \
+  pool_errors pool_layers pool_regions conv conv_block conv_depthwise conv_product conv_surface \
+  rnn rnn_layers rnn_variants mdlstm))
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready
@@ -68,7 +73,7 @@ sanitize: $(VENV)/ready
 	$(call copy_package,build/sanitize/python)
 	PYTHONPATH=build/sanitize/python LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:log_path=stderr UBSAN_OPTIONS=print_stacktrace=1 \
-	  timeout 900 $(BIN)/python -m pytest -x -p no:cacheprovider \
+	  timeout 1800 $(BIN)/python -m pytest -x -p no:cacheprovider \
 	  -k "not ($(SANITIZE_SKIP))" $(SANITIZE_TESTS)
 
 # Compiles, links and imports all CUDA code against the CUDA build of torch. Needs no GPU.

@@ -66,8 +66,9 @@ py::list plans_of(const std::string& target, const py::function& call) {
     for (const auto& [axis, extent] : plan.tile) tile[py::str(axis)] = extent;
     rows.append(py::dict("kernel"_a = plan.kernel, "path"_a = plan.path, "tile"_a = tile,
                          "blocks"_a = plan.blocks, "threads"_a = plan.threads,
-                         "shared_bytes"_a = plan.shared_bytes, "bytes"_a = plan.bytes,
-                         "least_bytes"_a = plan.least_bytes, "flops"_a = plan.flops));
+                         "launches"_a = plan.launches, "shared_bytes"_a = plan.shared_bytes,
+                         "bytes"_a = plan.bytes, "least_bytes"_a = plan.least_bytes,
+                         "flops"_a = plan.flops));
   }
   return rows;
 }

@@ -31,5 +31,13 @@ def device(backend: str) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """float32 means float32: PyTorch's own convolutions on CPU, the measure of errors, never round
+    to TF32. Tests of TF32 turn it on."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from weft.bench import measure as measuring
 from weft.bench import report
 from weft.bench import rows as row_data
 from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
-from weft.bench.rows import CellRow, ConvRow, Cost, LayerRow, PoolRow, VariantRow, rows
+from weft.bench.rows import BlockRow, CellRow, ConvRow, Cost, LayerRow, PoolRow, VariantRow, rows
 from weft.bench.steps import VARIANTS
 from weft.bench.unlisted import GENERATORS, unlisted
 
@@ -58,7 +59,7 @@ def test_rows_are_unique_and_some_are_quick(family: str, device: str) -> None:
     assert quick
     assert set(quick) < set(chosen) or family == "rnn"
     for row in chosen:
-        assert row.family == family
+        assert row.family.split()[0] == family
         f, fb = row.cost("f"), row.cost("fb")
         assert 0 < f.bytes < fb.bytes
         assert 0 < f.flops < fb.flops
@@ -76,10 +77,10 @@ def test_rows_cost_what_their_tensors_hold(family: str) -> None:
 
 def test_random_problems_come_from_the_seed() -> None:
     for family in GENERATORS:
-        problems = unlisted(family, 40, seed=3)
-        assert problems == unlisted(family, 40, seed=3)
-        assert problems != unlisted(family, 40, seed=4)
-        assert len({row.op for row in problems}) > 5
+        problems = unlisted(family, 60, seed=3)
+        assert problems == unlisted(family, 60, seed=3)
+        assert problems != unlisted(family, 60, seed=4)
+        assert len({row.op for row in problems}) > 4
         for row in problems:
             assert row.family == family
             assert 0 < row.cost("f").bytes < row.cost("fb").bytes < 2.5e8
@@ -87,8 +88,21 @@ def test_random_problems_come_from_the_seed() -> None:
         unlisted("sorting", 1, seed=0)
 
 
-def test_random_problems_are_measured() -> None:
-    row = next(row for row in unlisted("pool", 100, seed=0) if row.cost("f").bytes < 3e5)
+@pytest.mark.parametrize("family", GENERATORS)
+def test_random_problems_cost_what_their_tensors_hold(family: str) -> None:
+    problems = (row for row in unlisted(family, 60, seed=5) if row.cost("f").flops < 2e7)
+    for row in itertools.islice(problems, 6):
+        native, inputs = row.native(), row.inputs()
+        if getattr(row, "padded", False):
+            continue
+        outputs = torch.utils._pytree.tree_leaves(native(*row.arguments(inputs)))
+        held = sum(t.nbytes for t in (*inputs, *native.parameters(), *outputs))
+        assert row.cost("f").bytes == held
+
+
+@pytest.mark.parametrize("family", GENERATORS)
+def test_random_problems_are_measured(family: str) -> None:
+    row = min(unlisted(family, 60, seed=0), key=lambda row: row.cost("f").flops)
     ceilings = Ceilings(CPU)
     ceilings._bytes_per_second, ceilings._flops_per_second[row.dtype] = 1e9, 1e10
     for direction in row_data.DIRECTIONS:
@@ -107,6 +121,17 @@ def test_pool_cost_by_hand() -> None:
     # A window of more than 256 elements needs more than a byte for the place of its maximum.
     large = PoolRow("max_pool2d", F32, "NCHW", True, (1, 1, 17, 17), 17, 17, 0)
     assert large.cost("fb").bytes == 2 * 4 * (289 + 1) + 2 * 4
+
+
+@pytest.mark.parametrize("pooling", ["", "max", "avg"])
+def test_a_fused_block_is_measured_against_its_layers(pooling: str) -> None:
+    row = BlockRow("block", F32, "NHWC", True, (2, 4, 6, 6), 8, 3, 1, 1, 1, 2, pooling)
+    native = row.native()
+    x = row.inputs()[0]
+    assert torch.equal(native(x), row.weft(native)(x))
+    held = sum(t.nbytes for t in (x, *native.parameters(), native(x)))
+    assert row.cost("f").bytes == held
+    assert row.baseline != "PyTorch"
 
 
 def test_conv_cost_by_hand() -> None:
@@ -253,7 +278,7 @@ def test_bench(tiny_rows: None, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["threads"] == torch.get_num_threads()
     assert plot_file.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert re.search(r"conv fb: \d+\.\d\dx PyTorch's speed", printed)
+    assert re.search(r"conv fb: \d+\.\d\dx the speed of PyTorch", printed)
 
 
 def test_bench_of_one_family(tiny_rows: None, tmp_path: Path) -> None:

@@ -186,6 +186,30 @@ def test_a_band_of_rows_at_a_time() -> None:
         check_exact(input, weight, None, generator, stride=stride, padding=1, groups=groups)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_depthwise_map_narrower_than_its_stride(layout: torch.memory_format) -> None:
+    """The input gradient has fewer columns than phases, and the first phase none of them."""
+    generator = torch.Generator().manual_seed(4)
+    input = integer_tensor((2, 17, 5, 1), torch.float32, generator)
+    input = input.detach().to(memory_format=layout).requires_grad_()
+    weight = integer_tensor((17, 1, 3, 3), torch.float32, generator)
+    check_exact(input, weight, None, generator, stride=(1, 3), padding=1, groups=17)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_few_channels_of_wide_windows(
+    dtype: torch.dtype, layout: torch.memory_format, stride: int
+) -> None:
+    """A first layer, whose weight gradient takes a row of the window as one run of channels."""
+    generator = torch.Generator().manual_seed(5)
+    input = integer_tensor((3, 3, 19, 21), dtype, generator)
+    input = input.detach().to(memory_format=layout).requires_grad_()
+    weight = integer_tensor((20, 3, 5, 7), dtype, generator)
+    check_exact(input, weight, None, generator, stride=stride, padding=3)
+
+
 def test_infinite_input_that_no_window_reads(device: torch.device) -> None:
     """A stride that leaves columns over: what they hold must not reach any gradient."""
     input = torch.randn(1, 1, 6, 6, device=device)
@@ -222,13 +246,6 @@ def test_empty_batch(layout: torch.memory_format, device: torch.device) -> None:
     assert gradients[0].shape == input.shape
     assert not gradients[1].any()
     assert not gradients[2].any()
-
-
-def test_no_input_channels_leave_the_bias(device: torch.device) -> None:
-    weight = torch.randn(3, 0, 2, 2, device=device)
-    bias = torch.randn(3, device=device)
-    output = W.conv2d(torch.randn(2, 0, 4, 4, device=device), weight, bias)
-    assert torch.equal(output, bias.reshape(3, 1, 1).expand(2, 3, 3, 3))
 
 
 @cases

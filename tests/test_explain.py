@@ -108,9 +108,17 @@ def test_modules_and_ceilings() -> None:
     assert pool.bound == "memory"
     assert pool.seconds == pytest.approx(pool.bytes / 1e9)
     conv = next(p for p in plans if p.op == "conv")
-    if conv.kernel is None:
-        assert (conv.flops, conv.bound, conv.seconds) == (None, None, None)
-        assert conv.bytes > 0
+    assert conv.flops == 2 * 2 * 8 * 10 * 10 * 27
+    assert conv.seconds == pytest.approx(max(conv.bytes / 1e9, conv.flops / 1e12))
+
+
+def test_ops_without_plans_are_listed() -> None:
+    regions = torch.zeros(1, 7, dtype=torch.int64)
+    (launch,) = weft.explain(
+        torch.ops.weft.region_avg_pool, torch.randn(1, 2, 8, 8), regions, [2, 2]
+    )
+    assert (launch.kernel, launch.flops, launch.bound, launch.seconds) == (None,) * 4
+    assert launch.bytes > 0
 
 
 def test_the_table() -> None:
@@ -137,3 +145,136 @@ def test_errors_are_those_of_the_call() -> None:
     with pytest.raises(RuntimeError, match="stride"):
         weft.explain(W.max_pool2d, torch.randn(1, 1, 8, 8), 2, 0)
     W.max_pool2d(torch.randn(1, 1, 8, 8), 2)  # and no request stays open
+
+
+# ---- convolution and recurrence ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "groups", "outputs"), [(20, 1, 24), (6, 6, 6), (3, 1, 4), (3, 1, 32), (2, 1, 1)]
+)
+def test_convolution_takes_the_path_of_its_plan(
+    channels: int, groups: int, outputs: int, last: bool
+) -> None:
+    """Of every instruction set, whether this machine has it or not."""
+    x = torch.randn(2, channels, 6, 7)
+    layer = nn.Conv2d(channels, outputs, 3, groups=groups)
+    if last:
+        x, layer = (
+            x.contiguous(memory_format=torch.channels_last),
+            layer.to(memory_format=torch.channels_last),
+        )
+    for target, lanes in (("avx512", 16), ("avx2", 8), ("baseline", 4)):
+        plans = weft.explain(layer, x.requires_grad_(), backward=True, target=target)
+        paths = {p.op: p.path for p in plans}
+        if groups == channels == outputs:
+            gather = wgrad = dgrad = "pixels" if last else "rows"
+        else:
+            gather = "product" if last or outputs >= lanes else "planes"
+            dgrad = "product" if last or channels >= lanes else "planes"
+            wgrad = "product" if last or max(channels, outputs) >= lanes else "planes"
+        assert (paths["conv"], paths["conv_dgrad"], paths["conv_wgrad"]) == (gather, dgrad, wgrad)
+        for plan in plans:
+            assert 0 < plan.least_bytes <= plan.bytes
+            if plan.op != "conv_bias_grad":
+                assert plan.flops == 2 * 2 * outputs * 4 * 5 * channels // groups * 9
+
+
+def test_convolutions_that_no_machine_holds() -> None:
+    layer = nn.Conv1d(1, 1, 5, padding=2, device="meta")
+    x = torch.empty(1, 1, 3 << 30, device="meta")
+    for target in ("avx512", "cuda"):
+        (plan,) = weft.explain(layer, x, target=target)
+        assert plan.flops == 2 * 5 * x.numel()
+        assert plan.least_bytes == 4 * (2 * x.numel() + 5)
+    assert plan.blocks * plan.threads >= x.numel()
+
+
+CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_cells_launch_what_their_plan_says(kind: Any) -> None:
+    cell, x = kind(5, 20), torch.randn(9, 5, requires_grad=True)
+    plans = weft.explain(cell, x, backward=True, target="cuda")
+    with host_execution() as run:
+        torch.stack(tuple(cell(x)) if kind is nn.LSTMCell else (cell(x),)).sum().backward()
+    planned = {p.kernel: p for p in plans}
+    assert run.launches
+    for launch in run.launches:
+        plan = planned[launch.kernel]
+        assert (plan.blocks, plan.threads, plan.shared_bytes) == (
+            launch.blocks,
+            launch.threads,
+            launch.shared_bytes,
+        )
+
+
+LAYERS: list[tuple[Any, dict[str, Any]]] = [
+    (nn.LSTM, {}),
+    (nn.LSTM, {"proj_size": 3}),
+    (nn.LSTM, {"layer_norm": True}),
+    (nn.LSTM, {"coupled_gates": True, "bidirectional": True}),
+    (nn.GRU, {"num_layers": 2}),
+    (nn.GRU, {"reset_after": False}),
+    (nn.GRU, {"reset_after": False, "layer_norm": True}),
+    (nn.RNN, {"nonlinearity": "relu"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), LAYERS)
+def test_layers_launch_as_often_as_their_plan_says(kind: Any, options: dict[str, Any]) -> None:
+    layer, x = kind(4, 6, **options), torch.randn(3, 2, 4, requires_grad=True)
+    plans = weft.explain(layer, x, backward=True, target="cuda")
+    with host_execution() as run:
+        layer(x)[0].sum().backward()
+    ours = [p for p in plans if p.path != "torch's"]
+    assert sum(p.launches for p in ours) == len(run.launches)
+    assert {p.kernel for p in ours} <= {launch.kernel for launch in run.launches}
+    assert all(p.flops and p.bytes >= p.least_bytes > 0 for p in plans)
+
+
+def test_threads_of_a_layer_grow_with_its_step() -> None:
+    def plan(batch: int, hidden: int, steps: int = 10) -> Any:
+        x = torch.empty(steps, batch, hidden, device="meta")
+        layer = nn.LSTM(hidden, hidden, device="meta")
+        return next(p for p in weft.explain(layer, x, target="avx2") if p.kernel == "rnn_layer")
+
+    assert plan(1, 64).threads == 1
+    assert plan(32, 512).threads == 32 * 4 * 512 * 512 >> 18
+    assert plan(1, 512).bound == "memory"  # one row: the weights are read again in each step
+    assert plan(64, 512).bound == "arithmetic"
+    assert plan(8, 64, 20).flops == 2 * plan(8, 64, 10).flops
+
+
+def test_a_grid_is_explained() -> None:
+    layer, x = nn.MDLSTM2d(3, 4), torch.randn(2, 3, 4, 5)
+    plans = weft.explain(layer, x.requires_grad_(), backward=True, target="cuda")
+    with host_execution() as run:
+        layer(x).sum().backward()
+    assert sum(p.launches for p in plans if p.kernel.startswith("grid")) == len(run.launches)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "groups", "outputs", "stride"), [(24, 1, 32, 2), (6, 6, 6, 1), (16, 2, 16, 1)]
+)
+def test_convolutions_launch_what_their_plan_says(
+    channels: int, groups: int, outputs: int, stride: int, last: bool
+) -> None:
+    x = torch.randn(2, channels, 9, 8)
+    layer = nn.Conv2d(channels, outputs, 3, stride, groups=groups)
+    if last:
+        layer, x = (t.to(memory_format=torch.channels_last) for t in (layer, x))
+    plans = weft.explain(layer, x.requires_grad_(), backward=True, target="cuda")
+    with host_execution() as run:
+        layer(x).sum().backward()
+    launched = iter(run.launches)
+    for plan in plans:
+        for _ in range(plan.launches):
+            launch = next(launched)
+            assert (plan.kernel, plan.threads) == (launch.kernel, launch.threads)
+            if plan.launches == 1:
+                assert plan.blocks == launch.blocks
+    assert next(launched, None) is None

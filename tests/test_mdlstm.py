@@ -17,7 +17,7 @@ from weft.functional import mdlstm2d
 from weft.reference import mdlstm2d as native
 
 # Height, width, batch, inputs, hidden.
-SIZES = [(3, 4, 2, 3, 5), (5, 2, 1, 2, 19), (1, 4, 3, 2, 6), (4, 1, 2, 3, 6), (2, 3, 30, 3, 4)]
+SIZES = [(3, 4, 2, 3, 5), (5, 2, 1, 2, 19), (1, 4, 3, 2, 6), (4, 1, 2, 3, 6), (2, 3, 50, 3, 4)]
 
 
 def problem(

@@ -70,7 +70,7 @@ def test_channel_pool_copies_nothing(mode: str, last: bool) -> None:
     with torch.profiler.profile() as profile:
         W.channel_pool(x, 4, mode)
     names = {event.name for event in profile.events()}
-    assert any("weft::" in name for name in names)
+    assert {"MaxPool", "AvgPool"} & names
     assert not {"aten::copy_", "aten::clone", "aten::contiguous"} & names
 
 

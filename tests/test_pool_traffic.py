@@ -27,6 +27,8 @@ PROBLEMS: list[tuple[str, int, tuple[int, ...], dict[str, Any]]] = [
     ("pool3d", 32, (16, 56, 56), {"kernel_size": 2, "stride": 2}),
     ("pool2d", 0, (56, 56), {"kernel_size": 13, "stride": 1, "padding": 6}),
     ("pool2d", 0, (56, 56), {"kernel_size": 31, "stride": 1, "padding": 15}),
+    ("pool2d", 16, (56, 56), {"kernel_size": 13, "stride": 1, "padding": 6}),
+    ("pool2d", 16, (112, 112), {"kernel_size": 9, "stride": 1, "padding": 4}),
     ("pool2d", 48, (57, 61), {"kernel_size": 3, "stride": 2, "padding": 1}),
     ("pool2d", 96, (7, 7), {"kernel_size": 3, "stride": 1, "padding": 1}),
     ("adaptive_pool2d", 256, (56, 56), {"output_size": 7}),
@@ -77,3 +79,22 @@ def test_traffic_is_near_the_least(
     kept = [y.detach().to(torch.int32 if wide else torch.uint8)] if kind == "max" else []
     assert moved(forward, x, y, *kept) <= 1.25
     assert moved(backward, gx, y, *kept) <= 1.25
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("window", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2}], ids=str)
+def test_traffic_of_what_follows_from_places(window: dict[str, Any], last: bool) -> None:
+    """Indices read a byte an output; the double backward picks from the whole map."""
+    x = torch.randn(1, 32, 56, 56)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    with host_execution() as run:
+        y, indices = W.max_pool2d(x, **window, return_indices=True)
+        g = torch.ones_like(y).requires_grad_()
+        (gx,) = torch.autograd.grad(y, x, g, create_graph=True)
+        torch.autograd.grad(gx, g, torch.ones_like(gx))
+    places = y.detach().to(torch.uint8)
+    launches = {launch.kernel: launch for launch in run.launches}
+    assert moved(launches["max_pool_indices"], indices, places) <= 1.25
+    assert moved(launches["max_pool_pick"], x, y, places) <= 1.25

@@ -12,6 +12,7 @@ import characters
 import common
 import dates
 import digits
+import photographs
 import regions
 
 
@@ -39,6 +40,31 @@ def test_character_curves_agree(cell: str, layers: int) -> None:
     for sample in found["sample"].values():
         assert sample.startswith("def ")
         assert len(sample) == 24
+
+
+@pytest.mark.parametrize("task", photographs.TASKS)
+def test_photograph_curves_agree(task: str) -> None:
+    found = photographs.TASKS[task](updates=4, check=False)
+    assert found["weft_losses"][-1] < found["weft_losses"][0]
+    assert set(found["found"]) == set(common.LIBRARIES)
+    photographs.show({task: found})
+
+
+def test_patches_of_photographs() -> None:
+    (images, labels), (test_images, test_labels) = photographs.patches()
+    assert images.shape[1:] == test_images.shape[1:] == (3, 32, 32)
+    assert images.abs().max() <= 1
+    assert set(labels.tolist()) == set(test_labels.tolist()) == {0, 1}
+    assert len(labels) == len(images)
+
+
+def test_stages_become_blocks() -> None:
+    runs = photographs.pair(photographs.Resolution())
+    names = [type(m).__name__ for m in runs["weft"].model.modules()]
+    assert names.count("ConvBlock2d") == 5
+    assert "Stage" not in names
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(runs["weft"].model(x), runs["native"].model(x))
 
 
 def test_pooled_windows_are_their_cut_outs() -> None:
@@ -105,6 +131,10 @@ def test_a_beam_that_holds_everything_finds_the_best(monkeypatch: pytest.MonkeyP
 def test_promises_that_are_not_kept_are_errors() -> None:
     with pytest.raises(AssertionError, match=r"knows .*% of the test digits"):
         digits.run(updates=1)
+    with pytest.raises(AssertionError, match="tells the origin of"):
+        photographs.run_origin(updates=1)
+    with pytest.raises(AssertionError, match="dB over interpolation"):
+        photographs.run_resolution(updates=1)
     with pytest.raises(AssertionError, match=r"writes .*% of the unseen dates right"):
         dates.run(updates=1)
     with pytest.raises(AssertionError, match="the last loss is"):

@@ -1,4 +1,4 @@
-// Convolution on CUDA: the window walk.
+// Convolution on CUDA: the window walk, for what the tile product (conv_mma.cu) does not suit.
 //
 // fprop: a thread owns one output and walks its window over the channels of its group. dgrad: a
 // thread owns one *input* and gathers from the outputs whose windows hold it. wgrad: a warp owns
@@ -9,9 +9,7 @@
 // (contiguous) or K (channels-last), and weights are broadcast. Bound: for dense problems FLOPs,
 // which this walk leaves to the FMA pipes and to L1; the tile product is what gets them to the
 // tensor cores. For depthwise problems bytes.
-#include <cmath>
-
-#include "conv/conv.h"
+#include "conv/conv_cuda.h"
 #include "device/index.h"
 
 namespace weft::WEFT_TARGET {
@@ -58,22 +56,6 @@ WEFT_DEVICE Pixel weight_at(const ConvProblem& p, int64_t k, int64_t place) {
   return {k * p.c * places + place, places};
 }
 
-template <class Acc>
-WEFT_DEVICE Acc activated(const ConvProblem& p, Acc x) {
-  switch (p.activation) {
-    case Activation::relu:  // NaN stays NaN
-      return x <= Acc{0} ? Acc{0} : x;
-    case Activation::leaky_relu:
-      return x > Acc{0} ? x : x * static_cast<Acc>(p.slope);
-    case Activation::tanh:
-      return std::tanh(x);
-    case Activation::sigmoid:
-      return Acc{1} / (Acc{1} + std::exp(-x));
-    default:
-      return x;
-  }
-}
-
 // Without an activation the kernel keeps the registers that tanh and exp would take.
 template <class T, bool kActivated>
 WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, const T* bias, T* y) {
@@ -101,7 +83,7 @@ WEFT_GLOBAL WEFT_HOT void conv_fprop(ConvProblem p, const T* x, const T* w, cons
       }
   if (bias != nullptr) sum += widen(load(bias + e.channel));
   T result = narrow<T>(sum);
-  if constexpr (kActivated) result = narrow<T>(activated(p, widen(result)));
+  if constexpr (kActivated) result = narrow<T>(activated(p.activation, p.slope, widen(result)));
   store(y + index, result);
 }
 
@@ -207,6 +189,12 @@ WEFT_GLOBAL WEFT_HOT void conv_bias_grad(ConvProblem p, const T* gy, T* gb) {
 
 void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::fprop); tiles.tiled)
+    return launch_depthwise_gather(p, tiles, false, x, w, bias, y, context);
+  const bool aligned = begins_pack(x) && begins_pack(w);
+  const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::fprop, aligned);
+  if (plan.path == ConvCudaPlan::Path::product)
+    return launch_fprop_product(p, plan, x, w, bias, y, context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto kernel =
@@ -220,6 +208,12 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
 
 void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias, void* gx,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::dgrad); tiles.tiled)
+    return launch_depthwise_gather(p, tiles, true, gy, w, bias, gx, context);
+  const bool aligned = begins_pack(gy) && begins_pack(w);
+  const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::dgrad, aligned);
+  if (plan.path == ConvCudaPlan::Path::product)
+    return launch_dgrad_product(p, plan, gy, w, bias, gx, context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     device::launch({"conv_dgrad", ceil_div(p.in_elements(), kThreads), kThreads, 0, context.stream},
@@ -230,6 +224,12 @@ void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const voi
 
 void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::wgrad); tiles.tiled)
+    return launch_depthwise_wgrad(p, tiles, x, gy, gw, context);
+  const bool aligned = begins_pack(x) && begins_pack(gy);
+  const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::wgrad, aligned);
+  if (plan.path == ConvCudaPlan::Path::product)
+    return launch_wgrad_product(p, plan, x, gy, gw, context);
   constexpr int kWeightsPerBlock = kWgradThreads / kWarp;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -249,8 +249,19 @@ void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Cont
   });
 }
 
+// Alignment is not known yet; the plan for unaligned maps may split more.
+int64_t workspace_of_wgrad(const ConvProblem& p) {
+  if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::wgrad); tiles.tiled)
+    return wgrad_workspace(p, tiles);
+  const auto bytes = [&](bool aligned) {
+    return wgrad_workspace(p, plan_conv_cuda(p, ConvProduct::wgrad, aligned));
+  };
+  return std::max(bytes(true), bytes(false));
+}
+
 }  // namespace
 
-const ConvKernels conv_kernels = {launch_fprop, launch_dgrad, launch_wgrad, launch_bias_grad};
+const ConvKernels conv_kernels = {launch_fprop, launch_dgrad, launch_wgrad, launch_bias_grad,
+                                  workspace_of_wgrad};
 
 }  // namespace weft::WEFT_TARGET

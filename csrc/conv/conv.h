@@ -27,6 +27,7 @@ enum class Activation : uint8_t { none, relu, leaky_relu, tanh, sigmoid };
 struct ConvProblem {
   DType dtype = DType::f32;
   bool channels_last = false;
+  bool tf32 = false;  // CUDA: float32 products may be rounded to TF32
   int64_t n = 1;
   int64_t groups = 1;
   int64_t c = 1;               // input channels of one group
@@ -65,6 +66,8 @@ struct ConvKernels {
   void (*wgrad)(const ConvProblem&, const void* x, const void* gy, void* gw, const Context&);
   // gb = sum of gy over images and positions.
   void (*bias_grad)(const ConvProblem&, const void* gy, void* gb, const Context&);
+  // Bytes of Context::workspace that wgrad takes; null: none.
+  int64_t (*wgrad_workspace)(const ConvProblem&) = nullptr;
 };
 
 WEFT_DECLARE_KERNEL_TABLES(ConvKernels, conv_kernels)

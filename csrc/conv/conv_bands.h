@@ -43,6 +43,7 @@ struct Planes {
   // A row's end is the next one's leading padding: the pitch is such that what is read past a row's
   // columns is zero in the next row too.
   int64_t pitch;
+  int64_t margin = 0;  // places in front of each row, before its padding
 
   int64_t plane() const { return rows.extent * pitch; }
   int64_t slice() const { return rows.phases * columns.phases * plane(); }
@@ -101,9 +102,18 @@ WEFT_INLINE void zip(V& a, V& b) {
   zip(a, b, LaneSequence<V>{});
 }
 
-// The even and the odd ones of `count` elements.
+// copy_row that fills the last vector with zeros.
 template <class T>
-void split_row(accumulate_t<T>* even, accumulate_t<T>* odd, const T* in, int64_t count) {
+WEFT_INLINE void copy_row_whole(accumulate_t<T>* out, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store_vec(out + i, load_vec(in + i));
+  if (i < count) store_vec(out + i, load_part(in + i, static_cast<int>(count - i)));
+}
+
+// The even and the odd ones of `count` elements; with `whole`, zeros fill the last vectors.
+template <class T>
+WEFT_INLINE void split_row(accumulate_t<T>* even, accumulate_t<T>* odd, const T* in, int64_t count,
+                           bool whole) {
   int64_t i = 0;
   for (; i + 2 * kLanes<T> <= count; i += 2 * kLanes<T>) {
     Vec<accumulate_t<T>> a = load_vec(in + i), b = load_vec(in + i + kLanes<T>);
@@ -114,54 +124,88 @@ void split_row(accumulate_t<T>* even, accumulate_t<T>* odd, const T* in, int64_t
   if (i == count) return;
   const auto left = static_cast<int>(count - i);
   const int front = left < kLanes<T> ? left : kLanes<T>;
-  Vec<accumulate_t<T>> a = load_part(in + i, front), b{};
+  Vec<accumulate_t<T>> a = load_lanes(in + i, left), b{};
   if (left > front) b = load_part(in + i + front, left - front);
   unzip(a, b);
-  store_part(even + i / 2, a, (left + 1) / 2);
-  store_part(odd + i / 2, b, left / 2);
+  if (whole) {
+    store_vec(even + i / 2, a);
+    store_vec(odd + i / 2, b);
+  } else {
+    store_part(even + i / 2, a, (left + 1) / 2);
+    store_part(odd + i / 2, b, left / 2);
+  }
 }
 
+// Whether some place of the window reads a phase: all are taken to be read where there are enough
+// places for it.
 inline bool phase_is_read(const Window& w, int64_t phase, int64_t phases) {
+  if (w.size >= phases) return true;
   for (int64_t k = 0; k < w.size; ++k)
     if (k * w.dilation % phases == phase) return true;
   return false;
 }
 
-// Copies one channel of the source into its planes; padding is not written.
-template <class T>
-void fill_planes(const ConvProblem& p, const Gather& g, const Planes& planes, const T* channel,
-                 accumulate_t<T>* out) {
+// Copies one channel of the source into its planes; padding is not written, but may be overwritten
+// with zeros where rows have `margin`. Calls on_row(row) before each row.
+template <class T, class OnRow>
+WEFT_INLINE void fill_planes(const ConvProblem& p, const Gather& g, const Planes& planes,
+                             const T* channel, accumulate_t<T>* out, const OnRow& on_row) {
   const AxisLayout& columns = planes.columns;
-  for (int64_t slice = planes.slices.begin; slice < planes.slices.end; ++slice)
+  const int64_t plane = planes.plane(), width = g.src[2], pitch = planes.pitch;
+  const int64_t phases = planes.rows.phases;
+  for (int64_t slice = planes.slices.begin; slice < planes.slices.end; ++slice) {
+    const int64_t first = slice * g.src[1] + planes.source_rows.begin;
+    const int64_t padded = planes.source_rows.begin + planes.rows.lead;
+    const T* from = channel + first * width;
+    accumulate_t<T>* const to_slice =
+        out + planes.margin + (slice - planes.slices.begin) * planes.slice();
+    if (phases == 1 && columns.phases == 1) {
+      accumulate_t<T>* to = to_slice + padded * pitch + columns.lead;
+      for (int64_t row = planes.source_rows.begin; row < planes.source_rows.end; ++row) {
+        on_row(row);
+        if (planes.margin > 0)
+          copy_row_whole(to, from, width);
+        else
+          copy_row(to, from, width);
+        to += pitch, from += width;
+      }
+      continue;
+    }
+    int64_t phase = padded % phases, at = padded / phases;
     for (int64_t row = planes.source_rows.begin; row < planes.source_rows.end; ++row) {
-      const T* from = channel + (slice * g.src[1] + row) * g.src[2];
-      const int64_t padded = row + planes.rows.lead;
-      if (planes.rows.phases > 1 &&
-          !phase_is_read(p.window[1], padded % planes.rows.phases, planes.rows.phases))
-        continue;
-      accumulate_t<T>* to = out + (slice - planes.slices.begin) * planes.slice() +
-                            padded % planes.rows.phases * columns.phases * planes.plane() +
-                            padded / planes.rows.phases * planes.pitch;
+      on_row(row);
+      const T* const in = from;
+      from += width;
+      accumulate_t<T>* to = to_slice + phase * columns.phases * plane + at * pitch;
+      const bool read = phase_is_read(p.window[1], phase, phases);
+      if (++phase == phases) phase = 0, ++at;
+      if (!read) continue;
       if (columns.phases == 1) {
-        copy_row(to + columns.lead, from, g.src[2]);
+        copy_row(to + columns.lead, in, width);
         continue;
       }
       if (columns.phases == 2) {
         // Column 0 is in the phase of `lead`.
-        accumulate_t<T>* const same = to + (columns.lead % 2) * planes.plane() + columns.lead / 2;
-        accumulate_t<T>* const other =
-            to + (columns.lead + 1) % 2 * planes.plane() + (columns.lead + 1) / 2;
-        split_row(same, other, from, g.src[2]);
+        accumulate_t<T>* const same = to + (columns.lead % 2) * plane + columns.lead / 2;
+        accumulate_t<T>* const other = to + (columns.lead + 1) % 2 * plane + (columns.lead + 1) / 2;
+        split_row(same, other, in, width, planes.margin > 0);
         continue;
       }
-      for (int64_t phase = 0; phase < columns.phases; ++phase, to += planes.plane()) {
-        if (!phase_is_read(p.window[2], phase, columns.phases)) continue;
-        const int64_t first = ceil_div(most(columns.lead - phase, 0), columns.phases);
-        const int64_t begin = first * columns.phases + phase - columns.lead;
-        const int64_t count = begin < g.src[2] ? ceil_div(g.src[2] - begin, columns.phases) : 0;
-        for (int64_t i = 0; i < count; ++i) to[first + i] = widen(from[begin + i * columns.phases]);
+      for (int64_t i = 0; i < columns.phases; ++i, to += plane) {
+        if (!phase_is_read(p.window[2], i, columns.phases)) continue;
+        const int64_t skipped = ceil_div(most(columns.lead - i, 0), columns.phases);
+        const int64_t begin = skipped * columns.phases + i - columns.lead;
+        const int64_t count = begin < width ? ceil_div(width - begin, columns.phases) : 0;
+        for (int64_t q = 0; q < count; ++q) to[skipped + q] = widen(in[begin + q * columns.phases]);
       }
     }
+  }
+}
+
+template <class T>
+void fill_planes(const ConvProblem& p, const Gather& g, const Planes& planes, const T* channel,
+                 accumulate_t<T>* out) {
+  fill_planes(p, g, planes, channel, out, [](int64_t) {});
 }
 
 // One place of the window, as offsets into a channel's scratch and into its weights.

@@ -1,6 +1,7 @@
 // Depthwise convolution; see conv/conv_rows.h and, channels-last, conv/conv_depthwise.h.
 #include "conv/conv_cpu.h"
 #include "conv/conv_depthwise.h"
+#include "conv/conv_depthwise_wgrad.h"
 #include "conv/conv_rows.h"
 #include "conv/conv_rows_wgrad.h"
 

@@ -1,11 +1,13 @@
 // Convolution ops: check the arguments, complete them into a ConvProblem, allocate, run the kernel.
+#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <vector>
 
-#include "conv/conv.h"
+#include "conv/conv_ops.h"
 #include "ops_common.h"
 
 namespace weft {
@@ -74,7 +76,8 @@ std::string extents_text(const int64_t (&extents)[3], int rank) {
   return text + ")";
 }
 
-// Fills everything but dtype and layout. Sizes are [N, G·C, ...] and [G·K, C, ...].
+// Fills everything but dtype and layout. Sizes are [N, G·C, ...] and [G·K, C, ...]. As in torch, a
+// batch of none may have empty maps, and a convolution of no channels makes none.
 ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArguments& a) {
   const int rank = rank_of(a.stride);
   const char* op = name_of(rank);
@@ -110,11 +113,12 @@ ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArgumen
     w.padding = a.padding[i];
     w.dilation = a.dilation[i];
     constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-    TORCH_CHECK(w.size > 0, op,
+    TORCH_CHECK(w.size > 0 || p.c == 0, op,
                 ": kernel size should be greater than zero, but got weight of size ", weight);
-    TORCH_CHECK(w.size <= kLimit / w.dilation && window_elements <= kLimit / w.size, op,
-                ": integer out of range: a window of weight ", weight, " with dilation ",
-                a.dilation, " must span less than 2^31 positions");
+    TORCH_CHECK(
+        w.size <= kLimit / w.dilation && window_elements <= kLimit / std::max<int64_t>(w.size, 1),
+        op, ": integer out of range: a window of weight ", weight, " with dilation ", a.dilation,
+        " must span less than 2^31 positions");
     window_elements *= w.size;
     p.in[axis] = input[2 + i];
     padded[axis] = p.in[axis] + w.padding + a.padding[a.padding.size() - rank + i];
@@ -125,7 +129,7 @@ ConvProblem problem_for(IntArrayRef input, IntArrayRef weight, const ConvArgumen
               ". Kernel size: ", extents_text(sizes, rank),
               ". Kernel size can't be greater than actual input size (dilation=", a.dilation, ")");
   TORCH_CHECK(
-      p.in_positions() > 0, op,
+      p.in_positions() > 0 || p.n == 0 || p.c == 0, op,
       ": Only zero batch or zero channel inputs are supported, but got input shape: ", input);
   return p;
 }
@@ -146,6 +150,10 @@ void check_bias(const Tensor& bias, const Tensor& input, const Tensor& weight, i
               " elements, but got bias of size ", bias.sizes(), " instead");
 }
 
+// Whether torch lets convolutions of float32 round their products: its switch for cuDNN, which CUDA
+// tensors obey, and host execution of their kernels.
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV); }
+
 // channels-last where either operand is, as torch decides.
 at::MemoryFormat common_layout(const Tensor& a, const Tensor& b) {
   const auto format = layout_of(a);
@@ -153,7 +161,7 @@ at::MemoryFormat common_layout(const Tensor& a, const Tensor& b) {
 }
 
 std::vector<int64_t> output_size(const ConvProblem& p, int rank) {
-  std::vector<int64_t> size = {p.n, p.out_channels()};
+  std::vector<int64_t> size = {p.n, p.c == 0 ? 0 : p.out_channels()};
   size.insert(size.end(), p.out + 3 - rank, p.out + 3);
   return size;
 }
@@ -175,29 +183,50 @@ Activation activation_of(c10::string_view name, double slope) {
                     name);
 }
 
-Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                      c10::string_view activation, double slope, IntArrayRef stride,
-                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  ConvProblem p = problem_for(input.sizes(), weight.sizes(), {stride, padding, dilation, groups});
+}  // namespace
+
+ConvRequest conv_request(const Tensor& input, const Tensor& weight,
+                         const std::optional<Tensor>& bias, c10::string_view activation,
+                         double slope, IntArrayRef stride, IntArrayRef padding,
+                         IntArrayRef dilation, int64_t groups) {
+  ConvRequest r;
+  ConvProblem& p = r.problem;
+  p = problem_for(input.sizes(), weight.sizes(), {stride, padding, dilation, groups});
   const int rank = rank_of(stride);
   const char* op = name_of(rank);
   check_pair(weight, input, op, "weight", "Input");
   p.dtype = dtype_of(input, op, "input");
+  p.tf32 = allows_tf32();
   if (bias) check_bias(*bias, input, weight, p.out_channels(), op);
   p.activation = activation_of(activation, slope);
   p.slope = slope;
-  const auto& kernels = kernels_for(input, conv_kernels_for);
+  r.format = common_layout(input, weight);
+  p.channels_last = r.format != at::MemoryFormat::Contiguous;
   const c10::DeviceGuard guard(input.device());
-  const auto format = common_layout(input, weight);
-  p.channels_last = format != at::MemoryFormat::Contiguous;
-  const Tensor x = input.contiguous(format);
-  const Tensor w = weight.contiguous(format);
-  const Tensor b = bias ? bias->contiguous() : Tensor();
-  Tensor y = empty_output(x, output_size(p, rank), format);
-  if (p.out_elements() > 0)
-    kernels.fprop(p, x.const_data_ptr(), w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr,
-                  y.mutable_data_ptr(), context_for(x));
+  r.x = input.contiguous(r.format);
+  r.w = weight.contiguous(r.format);
+  if (bias) r.bias = bias->contiguous();
+  r.output_size = output_size(p, rank);
+  return r;
+}
+
+Tensor run_conv(const ConvRequest& r) {
+  const auto& kernels = kernels_for(r.x, conv_kernels_for);
+  const c10::DeviceGuard guard(r.x.device());
+  Tensor y = empty_output(r.x, r.output_size, r.format);
+  if (y.numel() > 0 && !conv_planned(r.problem, ConvStep::fprop))
+    kernels.fprop(r.problem, r.x.const_data_ptr(), r.w.const_data_ptr(), r.bias_data(),
+                  y.mutable_data_ptr(), context_for(r.x));
   return y;
+}
+
+namespace {
+
+Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                      c10::string_view activation, double slope, IntArrayRef stride,
+                      IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return run_conv(
+      conv_request(input, weight, bias, activation, slope, stride, padding, dilation, groups));
 }
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -218,6 +247,7 @@ Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, const std::optional<
   check_grad_size(grad, p, rank);
   check_pair(weight, grad, name_of(rank), "weight", "grad");
   p.dtype = dtype_of(grad, name_of(rank), "grad");
+  p.tf32 = allows_tf32();
   if (bias) check_bias(*bias, grad, weight, p.in_channels(), name_of(rank));
   const auto& kernels = kernels_for(grad, conv_kernels_for);
   const c10::DeviceGuard guard(grad.device());
@@ -227,7 +257,7 @@ Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, const std::optional<
   const Tensor w = weight.contiguous(format);
   const Tensor b = bias ? bias->contiguous() : Tensor();
   Tensor gx = empty_output(gy, input_size, format);
-  if (p.in_elements() > 0)
+  if (p.in_elements() > 0 && !conv_planned(p, ConvStep::dgrad))
     kernels.dgrad(p, gy.const_data_ptr(), w.const_data_ptr(), bias ? b.const_data_ptr() : nullptr,
                   gx.mutable_data_ptr(), context_for(gy));
   return gx;
@@ -240,6 +270,7 @@ Tensor conv_wgrad(const Tensor& input, const Tensor& grad, IntArrayRef weight_si
   check_grad_size(grad, p, rank);
   check_pair(grad, input, name_of(rank), "grad", "Input");
   p.dtype = dtype_of(input, name_of(rank), "input");
+  p.tf32 = allows_tf32();
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const c10::DeviceGuard guard(input.device());
   const auto format = common_layout(input, grad);
@@ -247,9 +278,14 @@ Tensor conv_wgrad(const Tensor& input, const Tensor& grad, IntArrayRef weight_si
   const Tensor x = input.contiguous(format);
   const Tensor gy = grad.contiguous(format);
   Tensor gw = empty_output(x, weight_size, format);
-  if (p.weight_elements() > 0)
-    kernels.wgrad(p, x.const_data_ptr(), gy.const_data_ptr(), gw.mutable_data_ptr(),
-                  context_for(x));
+  if (p.weight_elements() == 0 || conv_planned(p, ConvStep::wgrad)) return gw;
+  Context context = context_for(x);
+  Tensor workspace;
+  if (const int64_t bytes = kernels.wgrad_workspace ? kernels.wgrad_workspace(p) : 0; bytes > 0) {
+    workspace = empty_output(x, {bytes}, at::kByte);
+    context.workspace = workspace.mutable_data_ptr();
+  }
+  kernels.wgrad(p, x.const_data_ptr(), gy.const_data_ptr(), gw.mutable_data_ptr(), context);
   return gw;
 }
 
@@ -268,7 +304,8 @@ Tensor conv_bias_grad(const Tensor& grad) {
   p.channels_last = format != at::MemoryFormat::Contiguous;
   const Tensor gy = grad.contiguous(format);
   Tensor gb = empty_output(gy, {p.k});
-  if (p.k > 0) kernels.bias_grad(p, gy.const_data_ptr(), gb.mutable_data_ptr(), context_for(gy));
+  if (p.k > 0 && !conv_planned(p, ConvStep::bias_grad))
+    kernels.bias_grad(p, gy.const_data_ptr(), gb.mutable_data_ptr(), context_for(gy));
   return gb;
 }
 

@@ -146,17 +146,27 @@ void copy_padded(const ConvProblem& p, const Gather& g, const T* src, int64_t co
       const T* const from =
           src + row / rows * all * g.src_positions() + row % rows * g.src[2] * column_step;
       S* const to = out + row * columns * pixel;
-      fill(to, columns * pixel, S{});
-      for (int64_t c = 0; c < all; ++c) {
-        S* const lane = to + lead * pixel + c / g.src_channels * channels + c % g.src_channels;
-        for (int64_t w = 0; w < g.src[2]; ++w) {
-          const T value = from[w * column_step + c * channel_step];
-          if constexpr (std::is_same_v<T, S>)
-            lane[w * pixel] = value;
-          else
-            lane[w * pixel] = widen(value);
-        }
+      const auto copy = [&](S* at, const T* value) {
+        if constexpr (std::is_same_v<T, S>)
+          *at = *value;
+        else
+          *at = widen(*value);
+      };
+      fill(to, lead * pixel, S{});
+      S* const inner = to + lead * pixel;
+      if (channels == g.src_channels) {
+        for (int64_t w = 0; w < g.src[2]; ++w)
+          for (int64_t c = 0; c < all; ++c)
+            copy(inner + w * pixel + c, from + w * column_step + c * channel_step);
+      } else {
+        fill(inner, g.src[2] * pixel, S{});
+        for (int64_t c = 0; c < all; ++c)
+          for (int64_t w = 0; w < g.src[2]; ++w)
+            copy(inner + w * pixel + c / g.src_channels * channels + c % g.src_channels,
+                 from + w * column_step + c * channel_step);
       }
+      S* const end = inner + g.src[2] * pixel;
+      fill(end, to + columns * pixel - end, S{});
     }
   });
 }

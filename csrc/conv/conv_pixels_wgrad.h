@@ -21,11 +21,40 @@ inline constexpr int kMaxVectors = 2;
 #endif
 inline constexpr int kWgradRows = 6;
 
+// How a problem's pixels are walked.
+struct WgradWalk {
+  ConvProblem p;
+  int64_t x_pixel;  // elements of x from pixel to pixel
+  int64_t x_row;    // from row to row
+
+  int64_t x_image() const { return p.in[0] * p.in[1] * x_row; }
+  int64_t gy_image() const { return p.out_channels() * p.out_positions(); }
+};
+
+inline WgradWalk plain_walk(const ConvProblem& p) {
+  return {p, p.in_channels(), p.in[2] * p.in_channels()};
+}
+
+// Few channels: where x has its columns' padding, a row of the window is one run of channels, and
+// one place. The weights [K, T, R, S, C] are the same numbers in the same order.
+inline bool folds(const ConvProblem& p) {
+  return p.groups == 1 && p.c < 16 && p.window[2].dilation == 1 && p.window[2].size > 1;
+}
+inline WgradWalk folded_walk(const ConvProblem& p) {
+  const Window& w = p.window[2];
+  const int64_t last = w.stride * (p.out[2] - 1);
+  WgradWalk walk = {p, p.c, most(w.padding + p.in[2], last + w.size) * p.c};
+  walk.p.c = w.size * p.c;
+  walk.p.in[2] = last + 1;  // where the windows begin
+  walk.p.window[2] = {1, w.stride, 0, 1};
+  return walk;
+}
+
 // Both operands of a weight's sum over some rows of an image: a pixel pair walks along a row by the
 // two steps.
 template <class Acc>
 struct PixelPairs {
-  const ConvProblem& p;
+  const WgradWalk& walk;
   const Acc* x;  // of the image, first channel of the group
   const Acc* gy;
   int64_t offset[3];  // of the place
@@ -34,6 +63,7 @@ struct PixelPairs {
 
   template <class Body>
   WEFT_INLINE void for_each_row(const Body& body) const {
+    const ConvProblem& p = walk.p;
     const Range columns = columns_inside(p.window[2], offset[2], p.in[2], p.out[2]);
     if (columns.begin == columns.end) return;
     const int64_t d = od * p.window[0].stride + offset[0];
@@ -42,7 +72,7 @@ struct PixelPairs {
       const int64_t h = oh * p.window[1].stride + offset[1];
       if (h < 0 || h >= p.in[1]) continue;
       const int64_t w = columns.begin * p.window[2].stride + offset[2];
-      body(x + ((d * p.in[1] + h) * p.in[2] + w) * p.in_channels(),
+      body(x + (d * p.in[1] + h) * walk.x_row + w * walk.x_pixel,
            gy + ((od * p.out[1] + oh) * p.out[2] + columns.begin) * p.out_channels(),
            columns.end - columns.begin);
     }
@@ -55,8 +85,8 @@ template <bool kPairs, class Acc, int rows, int vectors>
 WEFT_INLINE void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first,
                             int64_t b_first, Acc* sums, int64_t sum_row, int64_t lanes) {
   Vec<Acc> sum[rows][vectors] = {};
-  const int64_t x_step = pairs.p.window[2].stride * pairs.p.in_channels();
-  const int64_t gy_step = pairs.p.out_channels();
+  const int64_t x_step = pairs.walk.p.window[2].stride * pairs.walk.x_pixel;
+  const int64_t gy_step = pairs.walk.p.out_channels();
   const int64_t a_step = broadcast_x ? x_step : gy_step;
   const int64_t b_step = broadcast_x ? gy_step : x_step;
   const bool whole = lanes >= vectors * kLanes<Acc>;
@@ -141,12 +171,12 @@ struct PixelOperands {
 // gw, of operands that come `images` at a time: load(n, count) gives those of images [n, n +
 // count).
 template <bool kPairs, class T, class Load>
-void wgrad_loaded(const ConvProblem& p, int64_t images, const Load& load, T* gw,
+void wgrad_loaded(const WgradWalk& walk, int64_t images, const Load& load, T* gw,
                   const Context& context) {
   using Acc = accumulate_t<T>;
+  const ConvProblem& p = walk.p;
   // Lanes of x, which is how gw lies, unless gy's fill vectors better.
   const bool broadcast_x = p.c < p.k && p.c % (kMaxVectors * kLanes<T>) != 0;
-  const int64_t walks = p.groups;
   const int64_t rows = broadcast_x ? p.c : p.k;
   const int64_t lanes = broadcast_x ? p.k : p.c;
   const int64_t sum_row = round_up(lanes, kLanes<T>);
@@ -154,10 +184,10 @@ void wgrad_loaded(const ConvProblem& p, int64_t images, const Load& load, T* gw,
   // A task: one chunk of images, one group, one place, a block of broadcast channels.
   const int64_t block = least(rows, 8 * kWgradRows);
   const int64_t blocks = ceil_div(rows, block);
-  const int64_t tasks = walks * places * blocks;
+  const int64_t tasks = p.groups * places * blocks;
   using Images = WgradImages<kPairs, T>;
   const int64_t chunks = image_chunks(Images::count(images), tasks);
-  const int64_t count = walks * places * rows * sum_row;
+  const int64_t count = p.groups * places * rows * sum_row;
   // Rows of pixels whose panel of lanes stays in the first-level cache while the tiles of a block
   // go through them, and few enough terms for one sum: sums of bands are added up, which leaves
   // less error than a long sum.
@@ -170,25 +200,25 @@ void wgrad_loaded(const ConvProblem& p, int64_t images, const Load& load, T* gw,
   for (int64_t from = 0; from < p.n; from += images) {
     const int64_t loaded = least(images, p.n - from);
     const PixelOperands<T> operands = load(from, loaded);
-    const Images x(operands.x, p.in_elements() / p.n, loaded, context);
-    const Images gy(operands.gy, p.out_elements() / p.n, loaded, context);
+    const Images x(operands.x, walk.x_image(), loaded, context);
+    const Images gy(operands.gy, walk.gy_image(), loaded, context);
     const int64_t walked = Images::count(loaded);
     parallel_for(context, chunks * tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first_row = task % blocks * block;
         const int64_t block_rows = least(block, rows - first_row);
         const int64_t place = task / blocks % places;
-        const int64_t walk = task / blocks / places % walks;
-        const int64_t chunk = task / blocks / places / walks;
+        const int64_t group = task / blocks / places % p.groups;
+        const int64_t chunk = task / blocks / places / p.groups;
         const int64_t i = place / p.window[2].size / p.window[1].size;
         const int64_t j = place / p.window[2].size % p.window[1].size;
         const int64_t l = place % p.window[2].size;
-        Acc* const sums =
-            partial.data() + chunk * count + ((walk * places + place) * rows + first_row) * sum_row;
+        Acc* const sums = partial.data() + chunk * count +
+                          ((group * places + place) * rows + first_row) * sum_row;
         for (int64_t n = walked * chunk / chunks; n < walked * (chunk + 1) / chunks; ++n) {
-          PixelPairs<Acc> pairs{p,
-                                x.data() + n * p.in_positions() * p.in_channels() + walk * p.c,
-                                gy.data() + n * p.out_positions() * p.out_channels() + walk * p.k,
+          PixelPairs<Acc> pairs{walk,
+                                x.data() + n * walk.x_image() + group * p.c,
+                                gy.data() + n * walk.gy_image() + group * p.k,
                                 {i * p.window[0].dilation - p.window[0].padding,
                                  j * p.window[1].dilation - p.window[1].padding,
                                  l * p.window[2].dilation - p.window[2].padding},
@@ -240,25 +270,16 @@ void wgrad_loaded(const ConvProblem& p, int64_t images, const Load& load, T* gw,
       });
 }
 
+// gw [G·K, place, C].
 template <class T, class Load>
-void wgrad_images(const ConvProblem& p, int64_t images, const Load& load, T* gw,
+void wgrad_images(const WgradWalk& walk, int64_t images, const Load& load, T* gw,
                   const Context& context) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bf16>) {
-    if (has_pairs() && p.n > 1) return wgrad_loaded<true, T>(p, images, load, gw, context);
+    if (has_pairs() && walk.p.n > 1) return wgrad_loaded<true>(walk, images, load, gw, context);
   }
 #endif
-  wgrad_loaded<false, T>(p, images, load, gw, context);
-}
-
-template <class T>
-void wgrad_pixels(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
-  const int64_t x_image = p.in_channels() * p.in_positions();
-  const int64_t gy_image = p.out_channels() * p.out_positions();
-  const auto load = [&](int64_t n, int64_t) {
-    return PixelOperands<T>{x + n * x_image, gy + n * gy_image};
-  };
-  wgrad_images(p, images_at_a_time(p.n, x_image + gy_image), load, gw, context);
+  wgrad_loaded<false>(walk, images, load, gw, context);
 }
 
 }  // namespace

@@ -58,9 +58,11 @@ class BlockProduct {
     while (place < phase.places) {
       int64_t found = 0;
       int64_t index[kBatch];
-      for (; place < phase.places && found < most_places; ++place)
+      // Which places are summed together does not depend on the block's pixels: the bits of a pixel
+      // are the same in any part of a map.
+      for (const int64_t end = least(place + most_places, phase.places); place < end; ++place)
         if (find(place, table_.data() + found * kBlockPixels)) index[found++] = place;
-      if (found == 0) break;
+      if (found == 0) continue;
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = terms * block / blocks, last = terms * (block + 1) / blocks;
         Acc* column = sums;

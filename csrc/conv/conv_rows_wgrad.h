@@ -10,7 +10,7 @@
 // there.
 #pragma once
 
-#include "conv/conv_rows.h"
+#include "conv/conv_row_taps.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -27,31 +27,6 @@ inline constexpr int kWgradColumns = places >= 4   ? kWgradSums / places
                                      : places == 1 ? 4
                                                    : 3;
 
-// Vectors at kColumns shifts past one aligned address.
-template <class Acc, int kColumns>
-struct ShiftedLoads {
-#if defined(__AVX512F__)
-  typename ShiftedLoad<Acc>::Index index[kColumns];
-  WEFT_INLINE explicit ShiftedLoads(const ColumnTap* taps) {
-    for (int t = 0; t < kColumns; ++t) index[t] = ShiftedLoad<Acc>(taps[t].shift).index;
-  }
-  WEFT_INLINE void operator()(const Acc* address, Vec<Acc> (&value)[kColumns]) const {
-    const Vec<Acc> aligned = load_vec(address);
-    const Vec<Acc> next = load_vec(address + ShiftedLoad<Acc>::kCount);
-#pragma GCC unroll 8
-    for (int t = 0; t < kColumns; ++t) value[t] = __builtin_shuffle(aligned, next, index[t]);
-  }
-#else
-  int64_t shift[kColumns];
-  WEFT_INLINE explicit ShiftedLoads(const ColumnTap* taps) {
-    for (int t = 0; t < kColumns; ++t) shift[t] = taps[t].shift;
-  }
-  WEFT_INLINE void operator()(const Acc* address, Vec<Acc> (&value)[kColumns]) const {
-    for (int t = 0; t < kColumns; ++t) value[t] = load_vec(address + shift[t]);
-  }
-#endif
-};
-
 // The last vector of a row, which has `left` columns; all others are zero.
 template <class Acc>
 WEFT_INLINE Vec<Acc> first_lanes(Vec<Acc> value, int64_t left) {
@@ -61,31 +36,39 @@ WEFT_INLINE Vec<Acc> first_lanes(Vec<Acc> value, int64_t left) {
   return lane < static_cast<Mask>(left) ? value : Vec<Acc>{};
 }
 
-// totals[order[place]] += x · gy over `rows` × `columns`, for kPlaces places of kColumns taps. What
-// x holds past the columns meets zeros of gy, but may be infinite.
+// Planes of some images in scratch, `step` apart, with rows `pitch` apart.
+template <class Acc>
+struct HeldPlanes {
+  const Acc* data;
+  int64_t step;
+  int64_t pitch;
+};
+
+// totals[place] += x · gy over `images` × `rows` × `columns`, for kPlaces places of kColumns taps.
+// What x holds past the columns meets zeros of gy, but may be infinite.
 template <class Acc, int kPlaces, int kColumns>
-void row_wgrad_tile(const ColumnTap* taps, Range rows, int64_t columns, const Acc* x, int64_t pitch,
-                    const Acc* gy, int64_t gy_pitch, const int64_t* order, Acc* totals) {
+void row_wgrad_tile(const ColumnTap* taps, int64_t images, Range rows, int64_t columns,
+                    HeldPlanes<Acc> x, HeldPlanes<Acc> gy, Acc* totals) {
   constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(Acc));
   Vec<Acc> sum[kColumns][kPlaces] = {};
-  const ShiftedLoads<Acc, kColumns> load(taps);
   const auto add = [&](auto n, auto full, int64_t row, int64_t at) __attribute__((always_inline)) {
     constexpr int kRows = decltype(n)::value;
-    const Acc* const from = x + taps[0].source + row * pitch + at;
+    const Acc* from[kColumns];
+#pragma GCC unroll 8
+    for (int t = 0; t < kColumns; ++t) from[t] = x.data + taps[t].source + row * x.pitch + at;
     Vec<Acc> g[kRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) g[r] = load_vec(gy + (row + r) * gy_pitch + at);
+    for (int r = 0; r < kRows; ++r) g[r] = load_vec(gy.data + (row + r) * gy.pitch + at);
 #pragma GCC unroll 16
     for (int s = 0; s < kRows + kPlaces - 1; ++s) {
-      Vec<Acc> value[kColumns];
-      load(from + s * pitch, value);
 #pragma GCC unroll 8
       for (int t = 0; t < kColumns; ++t) {
-        if constexpr (decltype(full)::value == 0)
-          value[t] = first_lanes<Acc>(value[t], columns - at);
+        Vec<Acc> value = in_register(load_vec(from[t]));
+        from[t] = computed(from[t] + x.pitch);
+        if constexpr (decltype(full)::value == 0) value = first_lanes<Acc>(value, columns - at);
 #pragma GCC unroll 8
         for (int j = 0; j < kPlaces; ++j)
-          if (s - j >= 0 && s - j < kRows) sum[t][j] += value[t] * g[s - j];
+          if (s - j >= 0 && s - j < kRows) sum[t][j] += value * g[s - j];
       }
     }
   };
@@ -95,100 +78,147 @@ void row_wgrad_tile(const ColumnTap* taps, Range rows, int64_t columns, const Ac
       add(row_count, Count<1>{}, rows.begin + row, column);
     if (whole < columns) add(row_count, Count<0>{}, rows.begin + row, whole);
   };
-  in_steps<kGradientRows>(rows.end - rows.begin, walk);
+  for (; images > 0; --images, x.data += x.step, gy.data += gy.step)
+    in_steps<kGradientRows>(rows.end - rows.begin, walk);
   for (int t = 0; t < kColumns; ++t)
     for (int j = 0; j < kPlaces; ++j) {
-      Acc* const to = totals + order[taps[t].weights + j] * kCount;
+      Acc* const to = totals + (taps[t].weight + j * taps[t].step) * kCount;
       store_vec(to, load_vec(to) + sum[t][j]);
     }
 }
 
+// wgrad of one channel: the sums of one band after another, each over some images.
+template <class T>
+class RowWgrad {
+ public:
+  using Acc = accumulate_t<T>;
+
+  explicit RowWgrad(const ConvProblem& p)
+      : p_(p),
+        g_(fprop_gather(p)),
+        taps_(p),
+        pitch_(round_up(p.out[2], kLane)),
+        totals_(p.window_elements() * kLane) {}
+
+  void clear() { fill(totals_.data(), p_.window_elements() * kLane, Acc{0}); }
+
+  // The band: rows [first, first + rows) of slice `d` of the gradient.
+  void reset(int64_t d, int64_t first, int64_t rows) {
+    if (d == slice_ && first == first_) return;
+    slice_ = d;
+    first_ = first;
+    rows_ = rows;
+    source_.reset(p_, g_, d, first, first + rows, 2 * kLane);
+    gradient_.resize(source_.held() * rows * pitch_);
+    taps_.clear();
+    runs_ = taps_.list(p_, g_, source_.planes(), d,
+                       axis_phase(p_.window[1], first, first + rows, 0, false),
+                       axis_phase(p_.window[2], 0, p_.out[2], 0, false));
+  }
+
+  // How many images are added at a time.
+  int64_t held() const { return source_.held(); }
+
+  // Adds one channel of `images` images, an image's step apart. Those that follow lie `ahead`
+  // images and `channels` channels further on.
+  void add(const T* x, const T* gy, int64_t images, int64_t ahead, int64_t channels) {
+    const int64_t x_image = p_.groups * p_.in_positions();
+    const int64_t gy_image = p_.groups * p_.out_positions();
+    const int64_t x_ahead = ahead * x_image + channels * p_.in_positions();
+    const int64_t gy_ahead = ahead * gy_image + channels * p_.out_positions();
+    gy += (slice_ * p_.out[1] + first_) * p_.out[2];
+    for (int64_t i = 0; i < images; ++i, x += x_image, gy += gy_image) {
+      source_.load(p_, g_, x, i, x + x_ahead);
+      const T* from = gy;
+      Acc* to = gradient_.data() + i * rows_ * pitch_;
+      for (int64_t row = 0; row < rows_; ++row, from += p_.out[2], to += pitch_) {
+        for (int64_t at = 0; at < p_.out[2]; at += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(from + gy_ahead + at, 0, 2);
+        copy_row_whole(to, from, p_.out[2]);
+      }
+    }
+    for (const TapRun* run = runs_.begin; run != runs_.end; ++run) switch (run->places) {
+        case 1:
+          add_run<1>(*run, images);
+          break;
+        case 2:
+          add_run<2>(*run, images);
+          break;
+        case 3:
+          add_run<3>(*run, images);
+          break;
+        case 4:
+          if constexpr (kWindowRows >= 4) add_run<4>(*run, images);
+          break;
+        default:
+          if constexpr (kWindowRows >= 5) add_run<5>(*run, images);
+      }
+  }
+
+  void store(Acc* sums) const {
+    for (int64_t place = 0; place < p_.window_elements(); ++place)
+      sums[place] = sum_of_lanes<Acc>(load_vec(totals_.data() + place * kLane));
+  }
+
+ private:
+  static constexpr int64_t kLane = kLanes<T>;
+
+  template <int kPlaces>
+  void add_run(const TapRun& run, int64_t images) {
+    const HeldPlanes<Acc> x = {source_.data(0), source_.planes().channel(), source_.planes().pitch};
+    const HeldPlanes<Acc> gy = {gradient_.data(), rows_ * pitch_, pitch_};
+    const ColumnTap* const end = run.taps + run.count;
+    for (const ColumnTap* first = run.taps; first != end;) {
+      const ColumnTap* last = first;  // taps of the same rows
+      while (last != end && last->rows.begin == first->rows.begin &&
+             last->rows.end == first->rows.end)
+        ++last;
+      const Range rows = {most(0, first->rows.begin), least(rows_, first->rows.end)};
+      if (rows.begin < rows.end)
+        in_steps<kWgradColumns<kPlaces>>(last - first, [&](auto columns, int64_t at) {
+          row_wgrad_tile<Acc, kPlaces, decltype(columns)::value>(first + at, images, rows,
+                                                                 p_.out[2], x, gy, totals_.data());
+        });
+      first = last;
+    }
+  }
+
+  const ConvProblem& p_;
+  const Gather g_;
+  RowBand<T> source_;
+  RowTaps taps_;
+  RowTaps::Runs runs_{};
+  int64_t slice_ = -1, first_ = 0, rows_ = 0;
+  int64_t pitch_;
+  Scratch<Acc> gradient_;  // [image, row, pitch], with zeros past the ends of rows
+  Scratch<Acc> totals_;    // [place, lane]
+};
+
 template <class T>
 void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
   using Acc = accumulate_t<T>;
-  constexpr int64_t kLane = kLanes<T>;
-  const Gather g = fprop_gather(p);
   const int64_t places = p.window_elements();
-  const int64_t band = band_rows(p, g, kBandElements);
-  const int64_t gy_pitch = round_up(p.out[2], kLane);
+  const int64_t band = band_rows(p, fprop_gather(p), kBandElements);
   const int64_t chunks = image_chunks(p.n, p.groups);
   Scratch<Acc> partial(chunks * p.groups * places);
   parallel_for(context, chunks * p.groups, 1, [&](int64_t begin, int64_t end) {
-    Scratch<Acc> source, gradient(band * gy_pitch), totals(places * kLane);
-    Scratch<ColumnTap> taps(places);
-    Scratch<int64_t> order(places);
-    Scratch<RowChunk> row_chunks(p.window[1].size);
-    fill(gradient.data(), band * gy_pitch, Acc{0});
-    Planes planes{};
-    int64_t of_band = -1, count = 0;
+    RowWgrad<T> wgrad(p);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t channel = task % p.groups;
-      const int64_t chunk = task / p.groups;
-      fill(totals.data(), places * kLane, Acc{0});
+      const int64_t channel = task % p.groups, chunk = task / p.groups;
+      const int64_t first = p.n * chunk / chunks, last = p.n * (chunk + 1) / chunks;
+      wgrad.clear();
       for (int64_t d = 0; d < p.out[0]; ++d)
-        for (int64_t first_row = 0; first_row < p.out[1]; first_row += band) {
-          const int64_t rows = least(band, p.out[1] - first_row);
-          if (of_band != d * p.out[1] + first_row) {
-            of_band = d * p.out[1] + first_row;
-            planes = band_planes(p, g, d, first_row, first_row + rows);
-            planes.pitch = round_up(planes.pitch, kLane);
-            const int64_t elements =
-                planes.channel() + planes.pitch + 2 * kLane + p.window[2].span();
-            source.resize(elements);
-            fill(source.data(), elements, Acc{0});
-            const AxisPhase of_rows =
-                axis_phase(p.window[1], first_row, first_row + rows, 0, false);
-            const AxisPhase of_columns = axis_phase(p.window[2], 0, p.out[2], 0, false);
-            const int64_t chunk_count = list_chunks(p, planes, of_rows, false, row_chunks.data());
-            int64_t listed = 0;
-            count = list_columns(p, g, planes, d, row_chunks.data(), chunk_count, of_columns, kLane,
-                                 taps.data(), order.data(), &listed);
-          }
-          for (int64_t n = p.n * chunk / chunks; n < p.n * (chunk + 1) / chunks; ++n) {
-            const int64_t image = n * p.groups + channel;
-            fill_planes(p, g, planes, x + image * p.in_positions(), source.data());
-            const T* const from =
-                gy + image * p.out_positions() + (d * p.out[1] + first_row) * p.out[2];
-            for (int64_t row = 0; row < rows; ++row)
-              copy_row(gradient.data() + row * gy_pitch, from + row * p.out[2], p.out[2]);
-            for (int64_t tap = 0; tap < count;) {
-              const auto walk = [&](auto place_count) {
-                constexpr int kPlaces = decltype(place_count)::value;
-                int64_t same = tap;  // taps of the same chunk of rows that load the same vectors
-                while (same < count && taps[same].places == kPlaces &&
-                       taps[same].source == taps[tap].source)
-                  ++same;
-                const Range needed = {most(0, taps[tap].rows.begin),
-                                      least(rows, taps[tap].rows.end)};
-                if (needed.begin < needed.end)
-                  in_steps<kWgradColumns<kPlaces>>(same - tap, [&](auto columns, int64_t first) {
-                    row_wgrad_tile<Acc, kPlaces, decltype(columns)::value>(
-                        taps.data() + tap + first, needed, p.out[2], source.data(), planes.pitch,
-                        gradient.data(), gy_pitch, order.data(), totals.data());
-                  });
-                tap = same;
-              };
-              switch (taps[tap].places) {
-                case 1:
-                  walk(Count<1>{});
-                  break;
-                case 2:
-                  walk(Count<2>{});
-                  break;
-                case 3:
-                  walk(Count<3>{});
-                  break;
-                case 4:
-                  if constexpr (kWindowRows >= 4) walk(Count<4>{});
-                  break;
-                default:
-                  if constexpr (kWindowRows >= 5) walk(Count<5>{});
-              }
-            }
+        for (int64_t row = 0; row < p.out[1]; row += band) {
+          wgrad.reset(d, row, least(band, p.out[1] - row));
+          for (int64_t n = first; n < last; n += wgrad.held()) {
+            const int64_t images = least(wgrad.held(), last - n);
+            const bool more = n + images < last;
+            wgrad.add(x + (n * p.groups + channel) * p.in_positions(),
+                      gy + (n * p.groups + channel) * p.out_positions(), images,
+                      more ? images : first - n, more || task + 1 == end ? 0 : 1);
           }
         }
-      for (int64_t place = 0; place < places; ++place)
-        partial[task * places + place] = sum_of_lanes<Acc>(load_vec(totals.data() + place * kLane));
+      wgrad.store(partial.data() + task * places);
     }
   });
   for (int64_t i = 0; i < p.groups * places; ++i) {

@@ -1,7 +1,6 @@
-// Weight gradients along the channels; see conv/conv_pixels_wgrad.h.
+// Weight gradients along the channels; see conv/conv_layout_wgrad.h.
 #include "conv/conv_cpu.h"
 #include "conv/conv_layout_wgrad.h"
-#include "conv/conv_pixels_wgrad.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -9,8 +8,8 @@ void conv_product_wgrad(const ConvProblem& p, const void* x, const void* gy, voi
                         const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = p.channels_last ? wgrad_pixels<T> : wgrad_transposed<T>;
-    run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
+    wgrad_product(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw),
+                  context);
   });
 }
 

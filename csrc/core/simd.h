@@ -65,9 +65,16 @@ WEFT_INLINE Vec<double> load_vec(const double* address) {
   return detail::load_bits<double, kLanes<double>>(address);
 }
 WEFT_INLINE Vec<float> load_vec(const bf16* address) {
+#if defined(__AVX512F__)
+  // One instruction that the compiler makes four of; masked, see below.
+  const auto wide = (Vec<uint32_t>)_mm512_maskz_cvtepu16_epi32(
+                        0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(address)))
+                    << 16;
+#else
   const auto bits =
       detail::load_bits<uint16_t, kLanes<bf16>>(reinterpret_cast<const uint16_t*>(address));
   const auto wide = __builtin_convertvector(bits, Vec<uint32_t>) << 16;
+#endif
   Vec<float> result;
   memcpy(&result, &wide, sizeof(result));
   return result;
@@ -92,15 +99,38 @@ WEFT_INLINE void store_vec(float* address, Vec<float> value) {
 WEFT_INLINE void store_vec(double* address, Vec<double> value) {
   memcpy(address, &value, sizeof(value));
 }
-// Round to nearest even; NaN stays NaN.
-WEFT_INLINE void store_vec(bf16* address, Vec<float> value) {
+
+namespace detail {
+
+// Rounded to nearest even; NaN stays NaN.
+WEFT_INLINE Vec<uint32_t> bf16_bits(Vec<float> value) {
   Vec<uint32_t> bits;
   memcpy(&bits, &value, sizeof(bits));
   const Vec<uint32_t> rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const Vec<uint32_t> kept = (value == value) ? rounded : (Vec<uint32_t>{} + 0x7FC0u);
+  return (value == value) ? rounded : (Vec<uint32_t>{} + 0x7FC0u);
+}
+
+WEFT_INLINE void store_halves(bf16* address, Vec<uint32_t> bits) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(address),
+                      _mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)bits));
+#else
   using Half = vector_of<uint16_t, kLanes<bf16>>::type;
-  const Half half = __builtin_convertvector(kept, Half);
+  const Half half = __builtin_convertvector(bits, Half);
   memcpy(static_cast<void*>(address), &half, sizeof(half));
+#endif
+}
+
+}  // namespace detail
+
+WEFT_INLINE void store_vec(bf16* address, Vec<float> value) {
+  detail::store_halves(address, detail::bf16_bits(value));
+}
+// Of numbers that bf16 holds.
+WEFT_INLINE void store_exact(bf16* address, Vec<float> value) {
+  Vec<uint32_t> bits;
+  memcpy(&bits, &value, sizeof(bits));
+  detail::store_halves(address, bits >> 16);
 }
 WEFT_INLINE void store_vec(f16* address, Vec<float> value) {
 #if defined(__AVX512F__)
@@ -115,21 +145,42 @@ WEFT_INLINE void store_vec(f16* address, Vec<float> value) {
 #endif
 }
 
+// `value` as memory of a half type holds it.
+template <class T>
+WEFT_INLINE Vec<float> round_to(Vec<float> value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    const Vec<uint32_t> rounded = detail::bf16_bits(value) << 16;
+    memcpy(&value, &rounded, sizeof(value));
+    return value;
+  } else {
+    T held[kLanes<T>];
+    store_vec(held, value);
+    return load_vec(held);
+  }
+}
+
 // The first `count` elements only; the other lanes read as zero and are not written.
 template <class T>
 WEFT_INLINE auto load_part(const T* address, int count) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float>) {
     return Vec<float>(_mm512_maskz_loadu_ps((1u << count) - 1, address));
-  else if constexpr (std::is_same_v<T, double>)
+  } else if constexpr (std::is_same_v<T, double>) {
     return Vec<double>(_mm512_maskz_loadu_pd((1u << count) - 1, address));
-  else
-#endif
+  } else {
+    const __m256i halves = _mm256_maskz_loadu_epi16((1u << count) - 1, address);
+    if constexpr (std::is_same_v<T, f16>)
+      return Vec<float>(_mm512_maskz_cvtph_ps(0xFFFF, halves));
+    else
+      return Vec<float>((__m512)((Vec<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xFFFF, halves) << 16));
+  }
+#else
   {
     T buffer[kLanes<T>] = {};
     memcpy(static_cast<void*>(buffer), address, count * sizeof(T));
     return load_vec(buffer);
   }
+#endif
 }
 template <class T, class V>
 WEFT_INLINE void store_part(T* address, V value, int count) {
@@ -168,6 +219,16 @@ WEFT_INLINE V greater_of(V a, V b) {
 #endif
     return a > b ? a : b;
 }
+
+#if defined(__AVX512F__)
+// a < b ? a : b, which is b where either is NaN.
+WEFT_INLINE Vec<float> lesser_of(Vec<float> a, Vec<float> b) {
+  return _mm512_maskz_min_ps(0xFFFF, a, b);
+}
+WEFT_INLINE Vec<double> lesser_of(Vec<double> a, Vec<double> b) {
+  return _mm512_maskz_min_pd(0xFF, a, b);
+}
+#endif
 
 // The true lanes of a comparison of floats, as bits.
 template <class M>

@@ -19,6 +19,7 @@ template <>
 struct MathConstants<Vec<float>> {
   using Bits = Vec<uint32_t>;
   static constexpr float kLargest = 88.72283f;  // exp of more overflows
+  static constexpr float kInfinite = 89.0f;     // exp of it is infinite
   static constexpr float kSmallest = -86.5f;
   static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f;
@@ -34,6 +35,7 @@ template <>
 struct MathConstants<Vec<double>> {
   using Bits = Vec<uint64_t>;
   static constexpr double kLargest = 709.782712893384;
+  static constexpr double kInfinite = 710.0;
   static constexpr double kSmallest = -707.0;
   static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93145751953125e-1;
@@ -54,6 +56,16 @@ WEFT_INLINE V polynomial(V x, const T (&coefficient)[N]) {
   for (int i = 1; i < N; ++i) sum = sum * x + coefficient[i];
   return sum;
 }
+
+#if defined(__AVX512F__)
+// x * 2^n.
+WEFT_INLINE Vec<float> times_power(Vec<float> x, Vec<float> n) {
+  return _mm512_maskz_scalef_ps(0xFFFF, x, n);
+}
+WEFT_INLINE Vec<double> times_power(Vec<double> x, Vec<double> n) {
+  return _mm512_maskz_scalef_pd(0xFF, x, n);
+}
+#endif
 
 // tanh for |x| < 0.625, as a correction to x (Cephes).
 WEFT_INLINE Vec<float> small_tanh(Vec<float> x) {
@@ -76,12 +88,18 @@ WEFT_INLINE Vec<double> small_tanh(Vec<double> x) {
 template <class V>
 WEFT_INLINE V vec_exp(V x) {
   using C = detail::MathConstants<V>;
-  const V bounded = x < C::kSmallest ? V{} + C::kSmallest : x;
+  V bounded = greater_of(V{} + C::kSmallest, x);
+#if defined(__AVX512F__)
+  bounded = lesser_of(V{} + C::kInfinite, bounded);
+#endif
   const V shifted = bounded * decltype(C::kMagic){1.4426950408889634} + C::kMagic;
   const V n = shifted - C::kMagic;
   V r = bounded - n * C::kLn2High;
   r = r - n * C::kLn2Low;
   const V power = detail::polynomial(r, C::kExp) * (r * r) + r + decltype(C::kMagic){1};
+#if defined(__AVX512F__)
+  return detail::times_power(power, n);
+#else
   // 2^(n-1) and then twice: n itself may be one more than the exponent field holds.
   typename C::Bits bits;
   memcpy(&bits, &shifted, sizeof(bits));
@@ -90,6 +108,7 @@ WEFT_INLINE V vec_exp(V x) {
   memcpy(&scale, &bits, sizeof(scale));
   const V result = power * scale * decltype(C::kMagic){2};
   return x > C::kLargest ? V{} + static_cast<decltype(C::kMagic)>(__builtin_inf()) : result;
+#endif
 }
 
 template <class V>
@@ -101,11 +120,22 @@ WEFT_INLINE V vec_sigmoid(V x) {
 template <class V>
 WEFT_INLINE V vec_tanh(V x) {
   using T = decltype(detail::MathConstants<V>::kMagic);
-  const V magnitude = x < T{0} ? -x : x;
+  using Bits = typename detail::MathConstants<V>::Bits;
+  Bits bits, sign;
+  const V negative_zero = -V{};
+  memcpy(&sign, &negative_zero, sizeof(sign));
+  memcpy(&bits, &x, sizeof(bits));
+  sign &= bits;
+  bits ^= sign;
+  V magnitude;
+  memcpy(&magnitude, &bits, sizeof(bits));
   const V large = T{1} - T{2} / (vec_exp(magnitude + magnitude) + T{1});
   const V small = detail::small_tanh(magnitude);
-  const V result = magnitude < T{0.625} ? small : large;
-  return x < T{0} ? -result : result;
+  V result = magnitude < T{0.625} ? small : large;
+  memcpy(&bits, &result, sizeof(bits));
+  bits |= sign;
+  memcpy(&result, &bits, sizeof(bits));
+  return result;
 }
 
 }  // namespace weft::WEFT_TARGET

@@ -15,6 +15,8 @@
 
 #define WEFT_GLOBAL
 #define WEFT_DEVICE inline
+#define WEFT_UNROLL
+#define WEFT_UNROLL_BY(count)
 
 namespace weft::device {
 

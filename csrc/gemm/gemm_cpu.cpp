@@ -36,8 +36,13 @@ struct Widened {
         copy_transposed(a + i * k_stride, k_stride, k - i, rows, out + i, kDepth);
       return;
     }
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < k; ++i) out[r * kDepth + i] = widen(a[r * row_stride + i * k_stride]);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* from = a + r * row_stride;
+      int64_t i = 0;
+      for (; k_stride == 1 && i + kLanes<T> <= k; i += kLanes<T>)
+        store_vec(out + r * kDepth + i, load_vec(from + i));
+      for (; i < k; ++i) out[r * kDepth + i] = widen(from[i * k_stride]);
+    }
   }
 };
 

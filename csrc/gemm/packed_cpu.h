@@ -112,14 +112,14 @@ void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* p
   packed_batch<Vectors, kPairs>(PackedBatch<Acc>{a, 0, &panel, 1, first, k}, rows, add, out);
 }
 
-// All of K: out[r] = (add ? out[r] : 0) + the products of a[r] and the panel.
-template <int Vectors, class Acc>
+// All of K, in numbers or words: out[r] = (add ? out[r] : 0) + the products of a[r] and the panel.
+template <int Vectors, bool kPairs = false, class Acc>
 void packed_rows(const Acc* const* a, int64_t rows, const Acc* panel, int64_t k, bool add,
                  Acc* const* out) {
   for (int64_t first = 0; first < k; first += kDepth) {
     const int64_t depth = k - first < kDepth ? k - first : kDepth;
-    packed_block<Vectors>(a, first, rows, panel + first * Vectors * kLanes<Acc>, depth,
-                          add || first > 0, out);
+    packed_block<Vectors, kPairs>(a, first, rows, panel + first * Vectors * kLanes<Acc>, depth,
+                                  add || first > 0, out);
   }
 }
 

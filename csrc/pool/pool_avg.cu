@@ -46,29 +46,65 @@ struct CountTables {
 template <class T>
 struct AvgTile {
   using Acc = accumulate_t<T>;
+  static constexpr int kPackElements = 16 / sizeof(T);
   const TileWalk& walk;
   const TileBlock& block;
   const BoxLayout& layout;
-  const T* box;
-  Acc* middle;
-  ReachTables reaches;
-  CountTables counts;
-  bool by_counts;  // of the sources: backward through windows that differ
+  device::SharedMemory& shared;
+  const T* source;
+  T* target;
+  T* piece = shared.take<T>(layout.elements);
+  Acc* middle = shared.take<Acc>(middle_elements(walk));
+  // Of the sources: backward through windows that differ.
+  const bool by_counts = walk.inverse && walk.divisor == 0;
+  const T* box = nullptr;
+  ReachTables reaches = {};
+  CountTables counts = {};
 
-  // Sums along W of kPack neighbouring channels.
+  WEFT_DEVICE void load(const TileBlock& chunk, int) {
+    box = load_box(walk, chunk, layout, source, piece);
+  }
+  WEFT_DEVICE void make_tables() {
+    reaches = reach_tables(walk, block, shared);
+    if (!by_counts) return;
+    for (int a = 0; a < 3; ++a) {
+      counts.axis[a] = shared.take<int>(walk.box[a]);
+      for (int i = device::thread_index(); i < block.box[a].size; i += device::block_size())
+        counts.axis[a][i] = forward_reach(walk.axis[a], block.box[a].begin + i).count;
+    }
+  }
+  WEFT_DEVICE void slide(int shift, int count) const {
+    slide_middle(walk, block, shift, count, middle);
+  }
+  WEFT_DEVICE void make_rows(const TileBlock& chunk, int row) const {
+    if (walk.pass_pack > 1)
+      sum_rows<kPackElements>(chunk, row);
+    else
+      sum_rows<1>(chunk, row);
+  }
+  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
+    if (walk.target_w * walk.target_c > 1)
+      sum_planes<kPackElements>(strip, first, row);
+    else
+      sum_planes<1>(strip, first, row);
+  }
+
+  // Sums along W of kPack neighbouring channels: the rows of a chunk's box, to those of the middle
+  // from `row` on.
   template <int kPack>
-  WEFT_DEVICE void sum_rows() const {
-    const int items = row_items(walk, block);
+  WEFT_DEVICE void sum_rows(const TileBlock& chunk, int row) const {
+    const int items = row_items(walk, chunk);
+    const int* row_counts = counts.axis[1] + (chunk.box[1].begin - block.box[1].begin);
     const int step = walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       RowElement e;
-      if (!row_element(walk, block, item, e)) continue;
+      if (!row_element(walk, chunk, item, e)) continue;
       const Reach reach = reaches.axis[2][e.w];
       LongSum<Acc> sum[kPack];
       const T* from =
           box + e.plane * layout.plane_pitch + e.row * layout.row_pitch + reach.begin * step + e.c;
       const int count =
-          by_counts ? counts.axis[0][e.plane % block.box[0].size] * counts.axis[1][e.row] : 1;
+          by_counts ? counts.axis[0][e.plane % block.box[0].size] * row_counts[e.row] : 1;
       for (int w = reach.begin; w < reach.end; ++w, from += step) {
         T values[kPack];
         load_values(from, values);
@@ -79,28 +115,30 @@ struct AvgTile {
       }
       Acc totals[kPack];
       for (int i = 0; i < kPack; ++i) totals[i] = sum[i].total();
-      keep_values(middle + middle_index(walk, e.plane, e.row, e.w, e.c), totals);
+      keep_values(middle + middle_index(walk, e.plane, row + e.row, e.w, e.c), totals);
     }
   }
 
-  // Sums of those along D and H, divided, of kPack neighbours in W (contiguous) or C.
+  // Sums of those along D and H, divided, of kPack neighbours in W (contiguous) or C: a strip of
+  // the tile, from its row `first` on; the middle begins with row `row` of the box.
   template <int kPack>
-  WEFT_DEVICE void sum_planes(T* tile) const {
-    const int items = tile_items(walk, block);
+  WEFT_DEVICE void sum_planes(const TileBlock& strip, int first, int row) const {
+    T* tile = target + tile_start(walk, strip);
+    const int items = tile_items(walk, strip);
     const int row_step = walk.tile[3] * walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       TileElement e;
-      if (!tile_element(walk, block, item, e)) continue;
+      if (!tile_element(walk, strip, item, e)) continue;
       const Reach d = reaches.axis[0][e.d];
-      const Reach h = reaches.axis[1][e.h];
+      const Reach h = reaches.axis[1][first + e.h];
       LongSum<Acc> sum[kPack];
       for (int plane = d.begin; plane < d.end; ++plane) {
-        const Acc* from =
-            middle + middle_index(walk, e.outer * block.box[0].size + plane, h.begin, e.w, e.c);
-        for (int row = h.begin; row < h.end; ++row, from += row_step) {
+        const Acc* from = middle + middle_index(walk, e.outer * block.box[0].size + plane,
+                                                h.begin - row, e.w, e.c);
+        for (int i = h.begin; i < h.end; ++i, from += row_step) {
           Acc values[kPack];
           load_values(from, values);
-          for (int i = 0; i < kPack; ++i) sum[i].add(values[i]);
+          for (int n = 0; n < kPack; ++n) sum[n].add(values[n]);
         }
       }
       T results[kPack];
@@ -123,35 +161,10 @@ struct AvgTile {
 template <class T>
 WEFT_GLOBAL WEFT_HOT void avg_pool_tile(TileWalk walk, BoxLayout layout, const T* source,
                                         T* target) {
-  using Acc = accumulate_t<T>;
-  constexpr int kPack = 16 / sizeof(T);
   device::SharedMemory shared;
   const TileBlock block = block_of(walk);
-  T* piece = shared.take<T>(layout.elements);
-  const T* box = load_box(walk, block, layout, source, piece);
-  Acc* middle = shared.take<Acc>(middle_elements(walk));
-  const ReachTables reaches = make_tables(walk, block, shared);
-  const bool by_counts = walk.inverse && walk.divisor == 0;
-  CountTables counts;
-  for (int a = 0; a < 3; ++a) {
-    counts.axis[a] = shared.take<int>(walk.box[a]);
-    if (!by_counts) continue;
-    for (int i = device::thread_index(); i < block.box[a].size; i += device::block_size())
-      counts.axis[a][i] = forward_reach(walk.axis[a], block.box[a].begin + i).count;
-  }
-  device::cp_async_wait<0>();
-  device::barrier();
-  const AvgTile<T> work{walk, block, layout, box, middle, reaches, counts, by_counts};
-  if (walk.pass_pack > 1)
-    work.template sum_rows<kPack>();
-  else
-    work.template sum_rows<1>();
-  device::barrier();
-  T* tile = target + tile_start(walk, block);
-  if (walk.target_w * walk.target_c > 1)
-    work.template sum_planes<kPack>(tile);
-  else
-    work.template sum_planes<1>(tile);
+  AvgTile<T> work{walk, block, layout, shared, source, target};
+  for_strips(walk, block, work);
 }
 
 // ---- long windows -------------------------------------------------------------------------------

@@ -50,23 +50,51 @@ struct Best {
 template <class T, class Place, bool kKeep>
 struct MaxTile {
   using Acc = accumulate_t<T>;
+  static constexpr int kPackElements = 16 / sizeof(T);
   const TileWalk& walk;
   const TileBlock& block;
   const BoxLayout& layout;
-  const T* box;
-  T* middle;
-  Place* middle_places;
-  ReachTables reaches;
+  device::SharedMemory& shared;
+  const T* x;
+  T* y;
+  Place* places;
+  T* piece = shared.take<T>(layout.elements);
+  T* middle = shared.take<T>(middle_elements(walk));
+  Place* middle_places = kKeep ? shared.take<Place>(middle_elements(walk)) : nullptr;
+  const T* box = nullptr;
+  ReachTables reaches = {};
 
-  // Maxima along W of kPack neighbouring channels, and their places in W.
+  WEFT_DEVICE void load(const TileBlock& chunk, int) {
+    box = load_box(walk, chunk, layout, x, piece);
+  }
+  WEFT_DEVICE void make_tables() { reaches = reach_tables(walk, block, shared); }
+  WEFT_DEVICE void slide(int shift, int count) const {
+    slide_middle(walk, block, shift, count, middle);
+    if constexpr (kKeep) slide_middle(walk, block, shift, count, middle_places);
+  }
+  WEFT_DEVICE void make_rows(const TileBlock& chunk, int row) const {
+    if (walk.pass_pack > 1)
+      max_rows<kPackElements>(chunk, row);
+    else
+      max_rows<1>(chunk, row);
+  }
+  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
+    if (walk.target_w * walk.target_c > 1)
+      max_planes<kPackElements>(strip, first, row);
+    else
+      max_planes<1>(strip, first, row);
+  }
+
+  // Maxima along W of kPack neighbouring channels, and their places in W: the rows of a chunk's
+  // box, to those of the middle from `row` on.
   template <int kPack>
-  WEFT_DEVICE void max_rows() const {
-    const int items = row_items(walk, block);
+  WEFT_DEVICE void max_rows(const TileBlock& chunk, int row) const {
+    const int items = row_items(walk, chunk);
     const int dilation = walk.axis[2].dilation;
     const int step = dilation * walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       RowElement e;
-      if (!row_element(walk, block, item, e)) continue;
+      if (!row_element(walk, chunk, item, e)) continue;
       const Reach reach = reaches.axis[2][e.w];
       Best<Acc, int> best[kPack];
       for (int i = 0; i < kPack; ++i) best[i] = {lowest<T>(), reach.place};
@@ -79,21 +107,23 @@ struct MaxTile {
         for (int i = 0; i < kPack; ++i) best[i].take(widen(values[i]), place);
       }
       T values[kPack];
-      Place places[kPack];
+      Place kept[kPack];
       for (int i = 0; i < kPack; ++i) {
         values[i] = narrow<T>(best[i].value);
-        places[i] = static_cast<Place>(best[i].place);
+        kept[i] = static_cast<Place>(best[i].place);
       }
-      const int at = middle_index(walk, e.plane, e.row, e.w, e.c);
+      const int at = middle_index(walk, e.plane, row + e.row, e.w, e.c);
       keep_values(middle + at, values);
-      if constexpr (kKeep) keep_values(middle_places + at, places);
+      if constexpr (kKeep) keep_values(middle_places + at, kept);
     }
   }
 
-  // Maxima of those along D and H, of kPack neighbours in W (contiguous) or C.
+  // Maxima of those along D and H, of kPack neighbours in W (contiguous) or C: a strip of the tile,
+  // from its row `first` on; the middle begins with row `row` of the box.
   template <int kPack>
-  WEFT_DEVICE void max_planes(T* tile, Place* tile_places) const {
-    const int items = tile_items(walk, block);
+  WEFT_DEVICE void max_planes(const TileBlock& strip, int first, int row) const {
+    const int64_t start = tile_start(walk, strip);
+    const int items = tile_items(walk, strip);
     const int size_h = walk.axis[1].size;
     const int size_w = walk.axis[2].size;
     const int dilation_d = walk.axis[0].dilation;
@@ -101,9 +131,9 @@ struct MaxTile {
     const int row_step = dilation_h * walk.tile[3] * walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       TileElement e;
-      if (!tile_element(walk, block, item, e)) continue;
+      if (!tile_element(walk, strip, item, e)) continue;
       const Reach d = reaches.axis[0][e.d];
-      const Reach h = reaches.axis[1][e.h];
+      const Reach h = reaches.axis[1][first + e.h];
       Best<Acc, int> best[kPack];
       for (int i = 0; i < kPack; ++i) {
         const int w = walk.target_w > 1 ? e.w + i : e.w;
@@ -111,27 +141,27 @@ struct MaxTile {
       }
       int first_place = (d.place * size_h + h.place) * size_w;
       for (int plane = d.begin; plane < d.end; plane += dilation_d) {
-        int at = middle_index(walk, e.outer * block.box[0].size + plane, h.begin, e.w, e.c);
+        int at = middle_index(walk, e.outer * strip.box[0].size + plane, h.begin - row, e.w, e.c);
         int place = first_place;
-        for (int row = h.begin; row < h.end; row += dilation_h, at += row_step, place += size_w) {
+        for (int i = h.begin; i < h.end; i += dilation_h, at += row_step, place += size_w) {
           T values[kPack];
           load_values(middle + at, values);
-          Place places[kPack] = {};
-          if constexpr (kKeep) load_values(middle_places + at, places);
-          for (int i = 0; i < kPack; ++i)
-            best[i].take(widen(values[i]), place + static_cast<int>(places[i]));
+          Place kept[kPack] = {};
+          if constexpr (kKeep) load_values(middle_places + at, kept);
+          for (int n = 0; n < kPack; ++n)
+            best[n].take(widen(values[n]), place + static_cast<int>(kept[n]));
         }
         first_place += size_h * size_w;
       }
       T values[kPack];
-      Place places[kPack];
+      Place kept[kPack];
       for (int i = 0; i < kPack; ++i) {
         values[i] = narrow<T>(best[i].value);
-        places[i] = static_cast<Place>(best[i].place);
+        kept[i] = static_cast<Place>(best[i].place);
       }
-      const int64_t offset = target_offset(walk, e);
-      store_values(tile + offset, values);
-      if constexpr (kKeep) store_values(tile_places + offset, places);
+      const int64_t offset = start + target_offset(walk, e);
+      store_values(y + offset, values);
+      if constexpr (kKeep) store_values(places + offset, kept);
     }
   }
 };
@@ -139,29 +169,10 @@ struct MaxTile {
 template <class T, class Place, bool kKeep>
 WEFT_GLOBAL WEFT_HOT void max_pool_tile(TileWalk walk, BoxLayout layout, const T* x, T* y,
                                         Place* places) {
-  constexpr int kPack = 16 / sizeof(T);
   device::SharedMemory shared;
   const TileBlock block = block_of(walk);
-  T* piece = shared.take<T>(layout.elements);
-  const T* box = load_box(walk, block, layout, x, piece);
-  T* middle = shared.take<T>(middle_elements(walk));
-  Place* middle_places = nullptr;
-  if constexpr (kKeep) middle_places = shared.take<Place>(middle_elements(walk));
-  const ReachTables reaches = make_tables(walk, block, shared);
-  device::cp_async_wait<0>();
-  device::barrier();
-  const MaxTile<T, Place, kKeep> work{walk, block, layout, box, middle, middle_places, reaches};
-  if (walk.pass_pack > 1)
-    work.template max_rows<kPack>();
-  else
-    work.template max_rows<1>();
-  device::barrier();
-  const int64_t start = tile_start(walk, block);
-  Place* kept = kKeep ? places + start : nullptr;
-  if (walk.target_w * walk.target_c > 1)
-    work.template max_planes<kPack>(y + start, kept);
-  else
-    work.template max_planes<1>(y + start, kept);
+  MaxTile<T, Place, kKeep> work{walk, block, layout, shared, x, y, places};
+  for_strips(walk, block, work);
 }
 
 // ---- long windows -------------------------------------------------------------------------------

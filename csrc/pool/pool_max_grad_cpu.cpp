@@ -1,10 +1,11 @@
 // Maximum pooling on CPU: backward, its transpose, and the indices that torch returns.
 //
-// Three ways (pool_max_gradient_path). Windows that do not overlap: the gradients are put at their
-// places, row of outputs by row of outputs, in a band of input rows that is cleared before. Small
-// windows: each input row gathers from the output rows that cover it, by vector compares of places;
-// the cost grows with the window's elements. Others: a thread owns whole planes and adds each
-// output's gradient at its place in order, one owner per plane keeping the bits.
+// Three ways, the cheapest by count (pool_max_gradient_path). Windows that do not overlap: the
+// gradients are put at their places, row of outputs by row of outputs, in a band of input rows that
+// is cleared before. Small windows on long rows: each input row gathers from the output rows that
+// cover it, by vector compares of places; the cost grows with the window's elements. Others: a
+// thread owns whole planes and adds each output's gradient at its place in order, one owner per
+// plane keeping the bits.
 // Bound: bytes; clearing and writing gx. Lost: finding the terms of a gather by division, once a
 // row (a third of its time on 3x3); putting by input rows, which meet each output once a window's
 // row.
@@ -22,28 +23,26 @@ template <class T, class A>
 void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t inner,
                   int64_t positions, T* out) {
   const int64_t stride = window.stride;
-  int64_t w = 0;
   if (stride == 1) {
     const A* row = phases + window.padding * inner;
     for (int64_t j = 0; j < positions * inner; j += kLanes<T>)
       store_row<SumOf<T>>(out, j, positions * inner, load_vec(row + j));
     return;
   }
-  if (stride == 2 && inner == 1) {
-    if (window.padding % 2 == 1 && positions > 0) {
-      out[w++] = narrow<T>(phases[pitch + window.padding / 2]);
-    }
-    for (int64_t i = (w + window.padding) / 2; w + 2 * kLanes<T> <= positions;
-         w += 2 * kLanes<T>, i += kLanes<T>) {
+  int64_t phase = window.padding % stride;
+  const A* from = phases + phase * pitch + window.padding / stride * inner;
+  int64_t w = 0;
+  if (stride == 2 && inner == 1 && positions > 0) {
+    const A* even = phases + (window.padding + 1) / 2;
+    if (phase == 1) out[w++] = narrow<T>(*from);
+    for (; w < positions; w += 2 * kLanes<T>, even += kLanes<T>) {
       Vec<A> low, high;
-      interleave(load_vec(phases + i), load_vec(phases + pitch + i), low, high);
-      store_vec(out + w, low);
-      store_vec(out + w + kLanes<T>, high);
+      interleave(load_vec(even), load_vec(even + pitch), low, high);
+      store_row<SumOf<T>>(out, w, positions, low);
+      if (w + kLanes<T> < positions) store_row<SumOf<T>>(out, w + kLanes<T>, positions, high);
     }
   }
   for (; w < positions; ++w) {
-    const int64_t t = w + window.padding;
-    const A* from = phases + t % stride * pitch + t / stride * inner;
     for (int64_t j = 0; j < inner; j += kLanes<T>) {
       if (inner < kLanes<T>) {
         for (int64_t c = 0; c < inner; ++c) out[w * inner + c] = narrow<T>(from[c]);
@@ -51,8 +50,13 @@ void merge_phases(const A* phases, int64_t pitch, const Window& window, int64_t 
         store_row<SumOf<T>>(out + w * inner, j, inner, load_vec(from + j));
       }
     }
+    from += pitch;
+    if (++phase < stride) continue;
+    phase = 0;
+    from += inner - stride * pitch;
   }
 }
+
 // Input rows [begin, end) of [outer, D, H], for small windows. The gradient of padded position
 // t = w + padding is the sum, over the output rows r that cover its row and the window places s of
 // phase t % stride, of gy[r] at t / stride - offset(s) where the place kept there is (r, s): a

@@ -25,10 +25,44 @@ struct MaxGather {
   const TileBlock& block;
   const BoxLayout& layout;
   const BoxLayout& place_layout;
-  const T* gradients;
-  const Place* places;
-  ReachTables reaches;
-  FirstTables firsts;
+  device::SharedMemory& shared;
+  const T* gy;
+  const Place* map_places;
+  T* gx;
+  T* piece = shared.take<T>(layout.elements);
+  Place* place_piece = shared.take<Place>(place_layout.elements);
+  T* gradients = nullptr;
+  Place* places = nullptr;
+  ReachTables reaches = {};
+  FirstTables firsts = {};
+
+  // Rows are kept as they are loaded, behind those that are there.
+  WEFT_DEVICE void load(const TileBlock& chunk, int row) {
+    const int behind = row * layout.row_pitch, places_behind = row * place_layout.row_pitch;
+    gradients = load_box(walk, chunk, layout, gy, piece + behind) - behind;
+    places = load_box(walk, chunk, place_layout, map_places, place_piece + places_behind) -
+             places_behind;
+  }
+  WEFT_DEVICE void make_tables() {
+    reaches = reach_tables(walk, block, shared);
+    for (int a = 0; a < 3; ++a) {
+      firsts.axis[a] = shared.take<int>(walk.box[a]);
+      for (int i = device::thread_index(); i < block.box[a].size; i += device::block_size())
+        firsts.axis[a][i] = walk.axis[a].first_input(block.box[a].begin + i);
+    }
+  }
+  WEFT_DEVICE void make_rows(const TileBlock&, int) const {}
+  WEFT_DEVICE void slide(int shift, int count) const {
+    const int planes = block.outers * block.box[0].size;
+    slide_rows(planes, layout.plane_pitch, layout.row_pitch, shift, count, gradients);
+    slide_rows(planes, place_layout.plane_pitch, place_layout.row_pitch, shift, count, places);
+  }
+  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
+    if (walk.target_c > 1)
+      gather<16 / sizeof(T)>(strip, first, row);
+    else
+      gather<1>(strip, first, row);
+  }
 
   // The place on one axis at which the window that begins at `first` reads `input`, or -1.
   WEFT_DEVICE int place_on(int a, int input, int first) const {
@@ -38,30 +72,32 @@ struct MaxGather {
     return offset % dilation == 0 ? offset / dilation : -1;
   }
 
-  // Gradients of kPack neighbouring channels.
+  // Gradients of kPack neighbouring channels: a strip of the tile, from its row `first` on; the
+  // first row that is kept is row `row` of the box.
   template <int kPack>
-  WEFT_DEVICE void gather(T* tile) const {
-    const int items = tile_items(walk, block);
+  WEFT_DEVICE void gather(const TileBlock& strip, int first, int row) const {
+    T* tile = gx + tile_start(walk, strip);
+    const int items = tile_items(walk, strip);
     const int size_h = walk.axis[1].size;
     const int size_w = walk.axis[2].size;
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       TileElement e;
-      if (!tile_element(walk, block, item, e)) continue;
+      if (!tile_element(walk, strip, item, e)) continue;
       const Reach rd = reaches.axis[0][e.d];
-      const Reach rh = reaches.axis[1][e.h];
+      const Reach rh = reaches.axis[1][first + e.h];
       const Reach rw = reaches.axis[2][e.w];
       Acc sum[kPack] = {};
       for (int d = rd.begin; d < rd.end; ++d) {
         const int i = place_on(0, block.at[0] + e.d, firsts.axis[0][d]);
         const int plane = e.outer * block.box[0].size + d;
         for (int h = rh.begin; h < rh.end; ++h) {
-          const int j = place_on(1, block.at[1] + e.h, firsts.axis[1][h]);
+          const int j = place_on(1, strip.at[1] + e.h, firsts.axis[1][h]);
           if (i < 0 || j < 0) continue;
           const int row_place = (i * size_h + j) * size_w;
           const T* gradient_row =
-              gradients + plane * layout.plane_pitch + h * layout.row_pitch + e.c;
+              gradients + plane * layout.plane_pitch + (h - row) * layout.row_pitch + e.c;
           const Place* place_row =
-              places + plane * place_layout.plane_pitch + h * place_layout.row_pitch + e.c;
+              places + plane * place_layout.plane_pitch + (h - row) * place_layout.row_pitch + e.c;
           for (int w = rw.begin; w < rw.end; ++w) {
             const int k = place_on(2, block.at[2] + e.w, firsts.axis[2][w]);
             const auto mine = static_cast<Place>(row_place + k);
@@ -85,29 +121,10 @@ template <class T, class Place>
 WEFT_GLOBAL WEFT_HOT void max_pool_backward_tile(TileWalk walk, BoxLayout layout,
                                                  BoxLayout place_layout, const T* gy,
                                                  const Place* places, T* gx) {
-  constexpr int kPack = 16 / sizeof(T);
   device::SharedMemory shared;
   const TileBlock block = block_of(walk);
-  T* piece = shared.take<T>(layout.elements);
-  const T* gradients = load_box(walk, block, layout, gy, piece);
-  Place* place_piece = shared.take<Place>(place_layout.elements);
-  const Place* kept = load_box(walk, block, place_layout, places, place_piece);
-  const ReachTables reaches = make_tables(walk, block, shared);
-  FirstTables firsts;
-  for (int a = 0; a < 3; ++a) {
-    firsts.axis[a] = shared.take<int>(walk.box[a]);
-    for (int i = device::thread_index(); i < block.box[a].size; i += device::block_size())
-      firsts.axis[a][i] = walk.axis[a].first_input(block.box[a].begin + i);
-  }
-  device::cp_async_wait<0>();
-  device::barrier();
-  const MaxGather<T, Place> work{walk,      block, layout,  place_layout,
-                                 gradients, kept,  reaches, firsts};
-  T* tile = gx + tile_start(walk, block);
-  if (walk.target_c > 1)
-    work.template gather<kPack>(tile);
-  else
-    work.template gather<1>(tile);
+  MaxGather<T, Place> work{walk, block, layout, place_layout, shared, gy, places, gx};
+  for_strips(walk, block, work);
 }
 
 // ---- windows with gaps, or too large for shared memory ------------------------------------------

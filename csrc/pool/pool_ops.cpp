@@ -118,6 +118,7 @@ Plan describe(const PoolProblem& p, PoolStep step) {
   for (const auto& [axis, extent] : std::initializer_list<std::pair<const char*, int64_t>>{
            {"outer", t.outer}, {"d", t.d}, {"h", t.h}, {"w", t.w}, {"c", t.c}})
     plan.tile.emplace_back(axis, extent);
+  if (t.strip != 0) plan.tile.emplace_back("strip", t.strip);
   return plan;
 }
 

@@ -1,4 +1,5 @@
-// Coordinates of the elements that the passes of a tile kernel make.
+// The two passes of a tile kernel: how a block goes through its tile, and the coordinates of the
+// elements that it makes.
 #pragma once
 
 #include "pool/pool_tile.h"
@@ -15,7 +16,8 @@ struct RowElement {
 
 // Elements of the first pass, those of no tile included.
 WEFT_DEVICE int row_items(const TileWalk& walk, const TileBlock& b) {
-  return b.outers * b.box[0].size * walk.box[1] * walk.tile[3] * (walk.tile[4] / walk.pass_pack);
+  return b.outers * b.box[0].size * walk.loaded_rows * walk.tile[3] *
+         (walk.tile[4] / walk.pass_pack);
 }
 
 WEFT_DEVICE bool row_element(const TileWalk& walk, const TileBlock& b, int item, RowElement& e) {
@@ -23,17 +25,17 @@ WEFT_DEVICE bool row_element(const TileWalk& walk, const TileBlock& b, int item,
   e.w = walk.by_row_c.split(e.c);
   e.c *= walk.pass_pack;
   e.row = walk.by_row_w.split(e.w);
-  e.plane = walk.by_box_h.split(e.row);
+  e.plane = walk.by_loaded_rows.split(e.row);
   return e.row < b.box[1].size && e.w < b.extent[2] && e.c < b.channels;
 }
 
 // Where the first pass leaves its element.
 WEFT_DEVICE int middle_index(const TileWalk& walk, int plane, int row, int w, int c) {
-  return ((plane * walk.box[1] + row) * walk.tile[3] + w) * walk.tile[4] + c;
+  return ((plane * walk.kept_rows + row) * walk.tile[3] + w) * walk.tile[4] + c;
 }
 
 WEFT_DEVICE int middle_elements(const TileWalk& walk) {
-  return walk.tile[0] * walk.box[0] * walk.box[1] * walk.tile[3] * walk.tile[4];
+  return walk.tile[0] * walk.box[0] * walk.kept_rows * walk.tile[3] * walk.tile[4];
 }
 
 // ---- the last pass: the tile's own elements -----------------------------------------------------
@@ -44,7 +46,7 @@ struct TileElement {
 };
 
 WEFT_DEVICE int tile_items(const TileWalk& walk, const TileBlock& b) {
-  return b.outers * walk.tile[1] * walk.tile[2] * (walk.tile[3] / walk.target_w) *
+  return b.outers * walk.tile[1] * walk.strip * (walk.tile[3] / walk.target_w) *
          (walk.tile[4] / walk.target_c);
 }
 
@@ -54,7 +56,7 @@ WEFT_DEVICE bool tile_element(const TileWalk& walk, const TileBlock& b, int item
   e.c *= walk.target_c;
   e.h = walk.by_tile_w.split(e.w);
   e.w *= walk.target_w;
-  e.d = walk.by_tile_h.split(e.h);
+  e.d = walk.by_strip.split(e.h);
   e.outer = walk.by_tile_d.split(e.d);
   return e.d < b.extent[0] && e.h < b.extent[1] && e.w < b.extent[2] && e.c < b.channels;
 }
@@ -65,6 +67,71 @@ WEFT_DEVICE int64_t target_offset(const TileWalk& walk, const TileElement& e) {
              walk.inner +
          e.c;
 }
+
+// ---- strips -------------------------------------------------------------------------------------
+
+// Moves `count` rows of each plane, `row` elements each, up by `shift` rows, to `rows`.
+template <class E>
+WEFT_DEVICE void slide_rows(int planes, int plane_pitch, int row, int shift, int count, E* rows) {
+  for (int first = 0; first < count; first += shift) {
+    const int elements = clipped(shift, first, count) * row;
+    for (int plane = 0; plane < planes; ++plane) {
+      E* to = rows + plane * plane_pitch + first * row;
+      for (int i = device::thread_index(); i < elements; i += device::block_size())
+        to[i] = to[i + shift * row];
+    }
+    device::barrier();
+  }
+}
+
+// What the first pass left, for the next strip.
+template <class E>
+WEFT_DEVICE void slide_middle(const TileWalk& walk, const TileBlock& b, int shift, int count,
+                              E* middle) {
+  const int row = walk.tile[3] * walk.tile[4];
+  slide_rows(b.outers * b.box[0].size, walk.kept_rows * row, row, shift, count, middle);
+}
+
+// Goes down a block's tile strip by strip; a strip is the tile where none was planned. `work` has
+//   load(chunk, row)             starts the copy of the box's rows chunk.box[1]
+//   make_tables()                once, while the first rows are on their way
+//   make_rows(chunk, row)        the first pass of those rows, to what is kept from row `row` on
+//   slide(shift, count)          makes rows [shift, shift + count) of what is kept the first ones
+//   make_tile(strip, first, row) the last pass: strip.extent[1] rows of the tile, from row `first`
+//                                on; the first row that is kept is row `row` of the box
+template <class Work>
+WEFT_DEVICE void for_strips(const TileWalk& walk, const TileBlock& block, Work& work) {
+  int base = 0;  // the box's row that is kept first
+  int done = 0;  // rows of the box that were loaded
+  bool started = false;
+  for (int first = 0; first < block.extent[1]; first += walk.strip) {
+    TileBlock strip = block;
+    strip.at[1] += first;
+    strip.extent[1] = clipped(walk.strip, first, block.extent[1]);
+    const Hull hull = hull_of(walk.axis[1], walk.inverse, strip.at[1], strip.extent[1]);
+    const int begin = hull.begin - block.box[1].begin;
+    const int end = begin + hull.size;
+    if (begin > base) work.slide(begin - base, done - begin);
+    base = begin;
+    if (done < base) done = base;
+    do {
+      TileBlock chunk = strip;
+      chunk.box[1] = {block.box[1].begin + done, clipped(walk.loaded_rows, done, end)};
+      work.load(chunk, done - base);
+      if (!started) work.make_tables();
+      started = true;
+      device::cp_async_wait<0>();
+      device::barrier();
+      work.make_rows(chunk, done - base);
+      device::barrier();
+      done += chunk.box[1].size;
+    } while (done < end);
+    work.make_tile(strip, first, base);
+    if (first + walk.strip < block.extent[1]) device::barrier();
+  }
+}
+
+// ---- values -------------------------------------------------------------------------------------
 
 // N values that lie together in shared memory, aligned as a pack where a pack holds them.
 template <int N, class T>

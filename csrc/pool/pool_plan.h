@@ -120,17 +120,28 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
   return true;
 }
 
+// Whether gathering the gradients of the maximum is cheaper than `store_ns` per output, which is
+// put or added at its place. Times are of one core with vectors of 64 bytes. A gather costs a start
+// per input row; per output and window place a compare and an add, a vector at a time; and where
+// the phases of a stride are not merged by vectors, a step per input.
+WEFT_HD constexpr bool pool_gather_is_cheaper(const PoolProblem& p, int64_t store_ns) {
+  constexpr int64_t kRowNs = 40, kPlacesPerVectorNs = 2;
+  const int64_t lanes = p.dtype == DType::f64 ? 8 : 16;
+  const int64_t rows = p.outer * p.in[0] * p.in[1];
+  const int64_t stride = p.window[2].stride;
+  const bool by_vectors = stride == 1 || p.inner >= lanes || (stride == 2 && p.inner == 1);
+  const int64_t places = p.window_elements();
+  const int64_t compares = p.out_elements() * places / (kPlacesPerVectorNs * lanes);
+  const int64_t merges = by_vectors ? 0 : p.in_elements();
+  return kRowNs * rows + compares + merges < store_ns * p.out_elements();
+}
+
 // Backward of the maximum, of a problem as `pool_with_fixed_windows` leaves it.
 WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
-  // A gather compares, per input, the places of all windows that hold it, a vector at a time;
-  // adding takes a few cycles per output and clears the input.
-  constexpr int64_t kSmallWindow = 32;
   if (p.out_positions() == 0 || p.adaptive()) return PoolPath::add;
-  const bool small = p.window_elements() <= kSmallWindow;
   if (pool_windows_are_apart(p))
-    return small && p.in_positions() < 3 * p.out_positions() ? PoolPath::gather : PoolPath::place;
-  const bool many = p.in_positions() >= 6 * p.out_positions() && p.inner == 1;
-  return many || !small ? PoolPath::add : PoolPath::gather;
+    return pool_gather_is_cheaper(p, 1) ? PoolPath::gather : PoolPath::place;
+  return pool_gather_is_cheaper(p, 2) ? PoolPath::gather : PoolPath::add;
 }
 
 // Backward of the average, likewise: the forward's walk with input and output exchanged.

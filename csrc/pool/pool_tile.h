@@ -36,12 +36,15 @@ struct TileWalk {
   int tile[5];        // outer, d, h, w, c
   unsigned parts[5];  // tiles along each
   int box[3];         // largest box: planes of one outer index, rows, w
+  int strip;          // rows of the tile that are made at a time
+  int loaded_rows;    // rows of the box that are loaded at a time
+  int kept_rows;      // rows of the box that are kept, reduced along W
   int pass_pack;      // channels that a thread of the first pass takes together
   int target_w;       // w and c that a thread of the last pass takes together
   int target_c;
-  Divider by_box_h, by_row_w, by_row_c, by_box_w;      // first pass: rows of w of c
-  Divider by_tile_d, by_tile_h, by_tile_w, by_tile_c;  // last pass
-  int64_t divisor;                                     // of averages, or 0: by the counts
+  Divider by_loaded_rows, by_row_w, by_row_c, by_box_w;  // first pass: rows of w of c
+  Divider by_tile_d, by_strip, by_tile_w, by_tile_c;     // last pass
+  int64_t divisor;                                       // of averages, or 0: by the counts
 };
 
 // A block's tile: where it begins and ends, and its box.
@@ -103,8 +106,8 @@ WEFT_DEVICE int elements_past_boundary(const T* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) % 16 / sizeof(T));
 }
 
-// Starts the copy of a block's box; complete after cp_async_wait<0> and a barrier. Returns where in
-// `shared` element (0, 0, 0, 0) of the box is.
+// Starts the copy of a block's box, of which `loaded_rows` rows at most; complete after
+// cp_async_wait<0> and a barrier. Returns where in `shared` element (0, 0, 0, 0) of the box is.
 template <class T>
 WEFT_DEVICE T* load_box(const TileWalk& walk, const TileBlock& b, const BoxLayout& layout,
                         const T* map, T* shared) {
@@ -119,13 +122,13 @@ WEFT_DEVICE T* load_box(const TileWalk& walk, const TileBlock& b, const BoxLayou
   const int positions = whole ? 1 : b.box[2].size;
   const int planes = b.outers * b.box[0].size;
   const int stride = device::block_size();
-  const int items = planes * walk.box[1] * (whole ? 1 : walk.box[2]) * layout.packs;
+  const int items = planes * walk.loaded_rows * (whole ? 1 : walk.box[2]) * layout.packs;
   for (int item = device::thread_index(); item < items; item += stride) {
     int pack = item;
     int position = layout.by_packs.split(pack);
     int row = whole ? position : walk.by_box_w.split(position);
     if (whole) position = 0;
-    const int plane = walk.by_box_h.split(row);
+    const int plane = walk.by_loaded_rows.split(row);
     if (row >= b.box[1].size || position >= positions) continue;
     const int at = plane * layout.plane_pitch + row * layout.row_pitch + position * walk.tile[4];
     const T* source = from + plane * plane_step + row * row_step + position * walk.inner;
@@ -150,8 +153,8 @@ struct ReachTables {
   Reach* axis[3];
 };
 
-WEFT_DEVICE ReachTables make_tables(const TileWalk& walk, const TileBlock& b,
-                                    device::SharedMemory& shared) {
+WEFT_DEVICE ReachTables reach_tables(const TileWalk& walk, const TileBlock& b,
+                                     device::SharedMemory& shared) {
   ReachTables tables;
   for (int a = 0; a < 3; ++a) {
     tables.axis[a] = shared.take<Reach>(walk.tile[a + 1]);
@@ -190,7 +193,7 @@ inline BoxLayout box_layout(const PoolPlan& plan, const TileWalk& walk, int64_t 
   layout.unit = static_cast<int>(regular ? pack : 1);
   const int64_t row_pitch = regular ? congruent(row, row_step) : row;
   const int64_t plane_pitch =
-      regular ? congruent(plan.box[1] * row_pitch, plane_step) : plan.box[1] * row_pitch;
+      regular ? congruent(plan.rows.loaded * row_pitch, plane_step) : plan.rows.loaded * row_pitch;
   layout.row_pitch = static_cast<int>(row_pitch);
   layout.plane_pitch = static_cast<int>(plane_pitch);
   layout.elements = static_cast<int>(planes * plane_pitch + (regular ? pack - 1 : 0));
@@ -230,6 +233,9 @@ inline TileWalk walk_of(const PoolProblem& p, PoolStep step, const PoolPlan& pla
   walk.outer = p.outer;
   walk.inner = static_cast<int>(p.inner);
   const int64_t tile[5] = {plan.tile.outer, plan.tile.d, plan.tile.h, plan.tile.w, plan.tile.c};
+  walk.strip = static_cast<int>(plan.tile.strip == 0 ? plan.tile.h : plan.tile.strip);
+  walk.loaded_rows = static_cast<int>(plan.rows.loaded);
+  walk.kept_rows = static_cast<int>(plan.rows.kept);
   for (int a = 0; a < 3; ++a) {
     walk.axis[a] = axis_of(p, a);
     walk.source[a] = walk.inverse ? p.out[a] : p.in[a];
@@ -251,12 +257,12 @@ inline TileWalk walk_of(const PoolProblem& p, PoolStep step, const PoolPlan& pla
   const bool row_packs =
       p.inner == 1 && walk.target[2] % pack == 0 && tile[3] % pack == 0 && aligned(target);
   walk.target_w = row_packs ? pack : 1;
-  walk.by_box_h = Divider(walk.box[1]);
+  walk.by_loaded_rows = Divider(walk.loaded_rows);
   walk.by_box_w = Divider(walk.box[2]);
   walk.by_row_w = Divider(tile[3]);
   walk.by_row_c = Divider(ceil_div(tile[4], walk.pass_pack));
   walk.by_tile_d = Divider(tile[1]);
-  walk.by_tile_h = Divider(tile[2]);
+  walk.by_strip = Divider(walk.strip);
   walk.by_tile_w = Divider(tile[3] / walk.target_w);
   walk.by_tile_c = Divider(ceil_div(tile[4], walk.target_c));
   walk.divisor = common_divisor(p);

@@ -12,22 +12,23 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
-// The wide rows that a product reads: those of a tensor, or zeros.
-template <class Acc>
+// The rows that a product reads: those of a tensor, or zeros.
+template <class Term>
 struct Source {
   Numbers rows;
   int64_t stride;
-  const Acc* zeros;
+  const Term* zeros;
 };
 
 // sums[plane][i] = two rows of `from` (`neighbour(i, 0)` and `neighbour(i, 1)`, -1 being zeros)
 // times the panels of two matrices.
 template <class M, class P, class Neighbour>
 WEFT_INLINE void add_neighbours(const P* const (&w)[2], const P* const (&w_derivative)[2],
-                                const Source<typename P::Acc>& from, int64_t panel, int64_t count,
+                                const Source<typename P::Term>& from, int64_t panel, int64_t count,
                                 const Neighbour& neighbour,
                                 typename P::Acc (*sums)[kRowBlock * P::kWidth]) {
   using Acc = typename P::Acc;
+  using Term = typename P::Term;
   constexpr int kPlanes = M::kDual ? 2 : 1;
   const Acc* source[kPlanes][kRowBlock];
   Acc* target[kPlanes][kRowBlock];
@@ -36,14 +37,16 @@ WEFT_INLINE void add_neighbours(const P* const (&w)[2], const P* const (&w_deriv
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = neighbour(i, side);
       const auto at = [&](const void* rows) {
-        return row < 0 ? from.zeros : static_cast<const Acc*>(rows) + row * from.stride;
+        const Term* found =
+            row < 0 ? from.zeros : static_cast<const Term*>(rows) + row * from.stride;
+        return reinterpret_cast<const Acc*>(found);
       };
       source[0][i] = at(from.rows.value), target[0][i] = sums[0] + i * P::kWidth;
       if constexpr (M::kDual)
         source[1][i] = at(from.rows.derivative), target[1][i] = sums[1] + i * P::kWidth;
     }
     const bool add = side > 0;
-    packed_rows<P::kVectors>(source[0], count, (*w[side])[panel], k, add, target[0]);
+    packed_rows<P::kVectors, P::kPairs>(source[0], count, (*w[side])[panel], k, add, target[0]);
     if constexpr (M::kDual) {
       packed_rows<P::kVectors>(source[1], count, (*w[side])[panel], k, add, target[1]);
       if (*w_derivative[side])
@@ -58,7 +61,7 @@ WEFT_INLINE void add_neighbours(const P* const (&w)[2], const P* const (&w_deriv
 template <class M, class T, class P, class Neighbour, class Body>
 WEFT_INLINE void each_product(const GridProblem& p, int64_t diagonal, const P* const (&w)[2],
                               const P* const (&w_derivative)[2],
-                              const Source<typename P::Acc>& from, const Part& own,
+                              const Source<typename P::Term>& from, const Part& own,
                               const Neighbour& neighbour, const Body& body) {
   using Acc = typename P::Acc;
   alignas(kVectorBytes) Acc sums[M::kDual ? 2 : 1][kRowBlock * P::kWidth];
@@ -97,7 +100,7 @@ WEFT_INLINE typename M::Number neighbour_number(const Numbers& t, int64_t row, i
   return load_number<M, T>(t, row * width + column + at.unit, at.count);
 }
 
-template <class M, class T, class Sum>
+template <class M, class T, class Term, class Sum>
 __attribute__((noinline)) void step(const GridProblem& p, const GridForward& t,
                                     const GridPlace& place, const At& at, const NumbersOut& h,
                                     const Sum& sum) {
@@ -117,13 +120,14 @@ __attribute__((noinline)) void step(const GridProblem& p, const GridForward& t,
   store_number<M, T>(t.cells, at.row * p.hidden + at.unit, r.c, at.count);
   store_number<M, T>(t.output, at.row * p.hidden + at.unit, r.h, at.count);
   if constexpr (sizeof(T) != sizeof(Acc))
-    store_number<M, Acc>(h, at.row * p.hidden + at.unit, rounded<T>(r.h), at.count);
+    store_rounded<M, Term>(h, at.row * term_row<T, Term>(p.hidden) + at.unit, rounded<T>(r.h),
+                           at.count);
 }
 
-template <class M, class T, class Sum>
+template <class M, class T, class Term, class Sum>
 __attribute__((noinline)) void step_back(const GridProblem& p, const GridBackward& t,
                                          const GridPlace& place, const At& at,
-                                         const NumbersOut& wide, const Sum& sum) {
+                                         const NumbersOut& copy, const Sum& sum) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   const int64_t width = kGridGates * p.hidden;
@@ -145,7 +149,8 @@ __attribute__((noinline)) void step_back(const GridProblem& p, const GridBackwar
     const int64_t column = at.row * width + g * p.hidden + at.unit;
     store_number<M, T>(t.grad_sums, column, r.sums[g], at.count);
     if constexpr (sizeof(T) != sizeof(Acc))
-      store_number<M, Acc>(wide, column, rounded<T>(r.sums[g]), at.count);
+      store_rounded<M, Term>(copy, at.row * term_row<T, Term>(width) + g * p.hidden + at.unit,
+                             rounded<T>(r.sums[g]), at.count);
   }
 }
 
@@ -157,8 +162,7 @@ void each_diagonal(const GridProblem& p, const WeightLayout& layout, const Numbe
   P b(layout, left.value), b_derivative(layout, left.derivative);
   const P* const w[2] = {&a, &b};
   const P* const w_derivative[2] = {&a_derivative, &b_derivative};
-  const int64_t most = p.height < p.width ? p.height : p.width;
-  const int64_t parts = most * p.batch * 2 * kGridGates * p.hidden * p.hidden / kStepGrain;
+  const int64_t parts = grid_threads(p);
   parallel_team(context, parts < a.count() ? parts : a.count(), [&](const Team& team) {
     const Part own = Part::of(team, a);
     for (P* packed : {&a, &a_derivative, &b, &b_derivative}) packed->pack(own.begin, own.end);
@@ -169,71 +173,73 @@ void each_diagonal(const GridProblem& p, const WeightLayout& layout, const Numbe
   });
 }
 
-template <class T, bool kDual>
+template <class T, class Term, bool kDual>
 void forward(const GridProblem& p, const GridForward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using P = Panels<T, kGridGates, kGridGates>;
+  using P = Panels<T, Term, kGridGates, kGridGates>;
   constexpr bool kWide = sizeof(T) == sizeof(Acc);
-  const int64_t hidden = p.hidden, all = p.height * p.width * p.batch * hidden;
-  Work<Acc> wide(kWide ? 0 : all, kDual);
-  Scratch<Acc> zeros(hidden);
-  fill(zeros.data(), hidden, Acc{});
-  const NumbersOut& h = kWide ? t.output : wide.at();
-  const Source<Acc> from = {h, hidden, zeros.data()};
+  const int64_t hidden = p.hidden, row = term_row<T, Term>(hidden);
+  Terms<T, Term> copy(kWide ? 0 : p.height * p.width * p.batch, hidden, kDual);
+  Scratch<Term> zeros(row);
+  fill(zeros.data(), row, Term{});
+  const NumbersOut& h = kWide ? t.output : copy.at();
+  const Source<Term> from = {h, row, zeros.data()};
   each_diagonal<P>(p, {hidden, hidden, 1, hidden * hidden, hidden}, t.w_above, t.w_left, false,
                    context, [&](int64_t diagonal, const Part& own, const auto& w, const auto& d) {
                      each_product<M, T>(
                          p, diagonal, w, d, from, own,
                          [](const GridPlace& at, int side) { return side ? at.left : at.above; },
                          [&](const GridPlace& place, const At& at, const auto& sum) {
-                           step<M, T>(p, t, place, at, h, sum);
+                           step<M, T, Term>(p, t, place, at, h, sum);
                          });
                    });
 }
 
-template <class T, bool kDual>
+template <class T, class Term, bool kDual>
 void backward(const GridProblem& p, const GridBackward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using P = Panels<T, 4, 1>;
+  using P = Panels<T, Term, 4, 1>;
   constexpr bool kWide = sizeof(T) == sizeof(Acc);
-  const int64_t hidden = p.hidden, width = kGridGates * hidden;
-  Work<Acc> wide(kWide ? 0 : p.height * p.width * p.batch * width, kDual);
-  Scratch<Acc> zeros(width);
-  fill(zeros.data(), width, Acc{});
-  const NumbersOut& sums = kWide ? t.grad_sums : wide.at();
-  const Source<Acc> from = {sums, width, zeros.data()};
+  const int64_t hidden = p.hidden, width = kGridGates * hidden, row = term_row<T, Term>(width);
+  Terms<T, Term> copy(kWide ? 0 : p.height * p.width * p.batch, width, kDual);
+  Scratch<Term> zeros(row);
+  fill(zeros.data(), row, Term{});
+  const NumbersOut& sums = kWide ? t.grad_sums : copy.at();
+  const Source<Term> from = {sums, row, zeros.data()};
   each_diagonal<P>(p, {hidden, width, hidden, 0, 1}, t.w_above, t.w_left, true, context,
                    [&](int64_t diagonal, const Part& own, const auto& w, const auto& d) {
                      each_product<M, T>(
                          p, diagonal, w, d, from, own,
                          [](const GridPlace& at, int side) { return side ? at.right : at.below; },
                          [&](const GridPlace& place, const At& at, const auto& sum) {
-                           step_back<M, T>(p, t, place, at, sums, sum);
+                           step_back<M, T, Term>(p, t, place, at, sums, sum);
                          });
                    });
 }
 
-// Calls `body` with the element type and whether numbers are dual.
+// Calls `body` with the element type, what products read and whether numbers are dual.
 template <class Body>
 void dispatch(const GridProblem& p, const Body& body) {
   if (p.dual) {
-    if (p.dtype == DType::f64) return body(TypeTag<double>{}, std::true_type{});
-    return body(TypeTag<float>{}, std::true_type{});
+    if (p.dtype == DType::f64) return body(TypeTag<double>{}, TypeTag<double>{}, std::true_type{});
+    return body(TypeTag<float>{}, TypeTag<float>{}, std::true_type{});
   }
-  dispatch_dtype(p.dtype, [&](auto tag) { body(tag, std::false_type{}); });
+  dispatch_terms(p.dtype, [&](auto tag, auto term) { body(tag, term, std::false_type{}); });
 }
 
 void launch_forward(const GridProblem& p, const GridForward& t, const Context& context) {
-  dispatch(p, [&](auto tag, auto dual) {
-    forward<typename decltype(tag)::type, decltype(dual)::value>(p, t, context);
+  dispatch(p, [&](auto tag, auto term, auto dual) {
+    forward<typename decltype(tag)::type, typename decltype(term)::type, decltype(dual)::value>(
+        p, t, context);
   });
 }
 
 void launch_backward(const GridProblem& p, const GridBackward& t, const Context& context) {
-  dispatch(p, [&](auto tag, auto dual) {
-    backward<typename decltype(tag)::type, decltype(dual)::value>(p, t, context);
+  dispatch(p, [&](auto tag, auto term, auto dual) {
+    backward<typename decltype(tag)::type, typename decltype(term)::type, decltype(dual)::value>(
+        p, t, context);
   });
 }
 

@@ -2,6 +2,7 @@
 #include "rnn/mdlstm.h"
 
 #include "rnn/rnn_layer_ops.h"
+#include "rnn/rnn_plans.h"
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
@@ -56,11 +57,15 @@ at::ScalarType wide_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 Numbers numbers(const Pair& t) {
-  const auto data = [](const Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; };
+  const auto data = [](const Tensor& x) {
+    return x.defined() && !planning() ? x.const_data_ptr() : nullptr;
+  };
   return {data(t.value), data(t.derivative)};
 }
 NumbersOut numbers_out(const Pair& t) {
-  const auto data = [](const Tensor& x) { return x.defined() ? x.mutable_data_ptr() : nullptr; };
+  const auto data = [](const Tensor& x) {
+    return x.defined() && !planning() ? x.mutable_data_ptr() : nullptr;
+  };
   return {data(t.value), data(t.derivative)};
 }
 Pair empty_pair(const Grid& a, int64_t columns, at::ScalarType dtype) {
@@ -96,7 +101,7 @@ Kept run_forward(const Grid& a) {
   t.w_above = numbers(a.w_above), t.w_left = numbers(a.w_left);
   t.output = numbers_out(r.output), t.cells = numbers_out(r.cells);
   t.gates = numbers_out(r.gates);
-  kernels.forward(a.p, t, context_for(a.input.value));
+  if (!grid_planned(a.p, true)) kernels.forward(a.p, t, context_for(a.input.value));
   return r;
 }
 
@@ -111,11 +116,11 @@ Pair run_backward(const Grid& a, const Tensor& grad_output, const Kept& kept) {
   const Pair cells = empty_pair(a, a.p.hidden, wide_type(a.input.value));
   const Tensor grad = grad_output.contiguous();
   GridBackward t;
-  t.grad_output.value = grad.const_data_ptr();
+  t.grad_output = numbers({grad, {}});
   t.cells = numbers(kept.cells), t.gates = numbers(kept.gates);
   t.w_above = numbers(a.w_above), t.w_left = numbers(a.w_left);
   t.grad_sums = numbers_out(sums), t.grad_cells = numbers_out(cells);
-  kernels.backward(a.p, t, context_for(a.input.value));
+  if (!grid_planned(a.p, false)) kernels.backward(a.p, t, context_for(a.input.value));
   return sums;
 }
 

@@ -14,6 +14,7 @@
 #include "gemm/dot_cpu.h"
 #include "rnn/cell_math.h"
 #include "rnn/rnn.h"
+#include "rnn/rnn_plan.h"
 #include "rnn/units_cpu.h"
 
 namespace weft::WEFT_TARGET {
@@ -26,9 +27,6 @@ constexpr int kTileRows = 3, kTileSums = 8;
 constexpr int kTileRows = 3, kTileSums = 4;
 #endif
 constexpr int64_t kRowBlock = 64;
-// Below this many multiply-adds or units a thread costs more than it brings.
-constexpr int64_t kProductGrain = 1 << 17;
-constexpr int64_t kElementGrain = 1 << 13;
 
 // ---- forward -----------------------------------------------------------------------------------
 
@@ -180,8 +178,7 @@ template <class Cell, bool kPairs, class T>
 void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& context) {
   using V = Vec<accumulate_t<T>>;
   constexpr int kUnits = kLanes<T>, kSums = Cell::kSums, kTileUnits = kTileSums / kSums;
-  const int64_t work = p.batch * Cell::kGates * (p.input + p.hidden);
-  parallel_for(context, p.hidden, ceil_div(kProductGrain, work), [&](int64_t begin, int64_t end) {
+  parallel_for(context, p.hidden, cell_grain(p, Cell::kGates), [&](int64_t begin, int64_t end) {
     alignas(kVectorBytes) accumulate_t<T> sums[kRowBlock * kSums * kUnits];
     for (int64_t unit = begin; unit < end; unit += kUnits) {
       const auto count = static_cast<int>(end - unit < kUnits ? end - unit : kUnits);

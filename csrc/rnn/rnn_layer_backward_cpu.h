@@ -6,13 +6,13 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
-template <class T>
+template <class T, class Term>
 struct BackwardOperands {
   using Acc = accumulate_t<T>;
   const LayerProblem& p;
   const LayerBackward& t;
-  NumbersOut sums;       // [2, B, gates * H] where T is not wide
-  NumbersOut projected;  // [B, P] where T is not wide
+  NumbersOut sums;       // terms [2, B, gates * H] where T is not wide
+  NumbersOut projected;  // terms [B, P] where T is not wide
 
   int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
   int64_t state(const At& at) const { return at.row * p.state() + at.unit; }
@@ -22,28 +22,35 @@ struct BackwardOperands {
   const NumbersOut& hidden_sums() const {
     return t.grad_hidden_sums.value ? t.grad_hidden_sums : t.grad_sums;
   }
-  // What a product reads: gradients themselves, or a wide copy of this step's.
+  // What a product reads: gradients themselves, or a copy of this step's in terms.
   static constexpr bool kWide = sizeof(T) == sizeof(Acc);
+  int64_t fed_row() const { return term_row<T, Term>(p.gates() * p.hidden); }
   Numbers fed(int64_t time) const {
     const NumbersOut& whole = t.norm.value ? t.grad_products : hidden_sums();
-    return part<Acc>(kWide ? whole : sums,
-                     (kWide ? time : time % 2) * p.batch * p.gates() * p.hidden);
+    return part<Term>(kWide ? whole : sums, (kWide ? time : time % 2) * p.batch * fed_row());
   }
+  int64_t projected_row() const { return term_row<T, Term>(p.projection); }
   Numbers fed_projected(int64_t time) const {
-    return part<Acc>(kWide ? t.grad_projected : projected,
-                     (kWide ? time : 0) * p.batch * p.projection);
+    return part<Term>(kWide ? t.grad_projected : projected,
+                      (kWide ? time : 0) * p.batch * projected_row());
+  }
+  // The copy of a vector of a row of gradients, as T holds it.
+  template <class M>
+  WEFT_INLINE void store_fed(const At& at, int64_t column, typename M::Number number) const {
+    store_rounded<M, Term>(sums, (at.time % 2 * p.batch + at.row) * fed_row() + column, number,
+                           at.count);
   }
   template <class M>
   WEFT_INLINE void store_sum(const At& at, int gate, typename M::Number of_x,
                              typename M::Number of_h) const {
     const int64_t row = (at.time * p.batch + at.row) * p.gates() + gate;
     const int64_t place = row * p.hidden + at.unit;
-    store_number<M, T>(t.grad_sums, place, of_x, at.count);
-    if (t.grad_hidden_sums.value) store_number<M, T>(t.grad_hidden_sums, place, of_h, at.count);
+    of_x = rounded<T>(of_x), of_h = rounded<T>(of_h);
+    store_rounded<M, T>(t.grad_sums, place, of_x, at.count);
+    if (t.grad_hidden_sums.value) store_rounded<M, T>(t.grad_hidden_sums, place, of_h, at.count);
     if constexpr (!kWide) {
       if (t.norm.value) return;
-      const int64_t held = (at.time % 2 * p.batch + at.row) * p.gates() + gate;
-      store_number<M, Acc>(sums, held * p.hidden + at.unit, rounded<T>(of_h), at.count);
+      store_fed<M>(at, gate * p.hidden + at.unit, of_h);
     }
   }
   // c before the step.
@@ -70,8 +77,8 @@ struct BackwardOperands {
 };
 
 // The gradient of a new state before zoneout; `zoned` takes what passes on to the old one.
-template <class M, class T>
-WEFT_INLINE typename M::Number state_gradient(const BackwardOperands<T>& o, const At& at,
+template <class M, class T, class Term>
+WEFT_INLINE typename M::Number state_gradient(const BackwardOperands<T, Term>& o, const At& at,
                                               typename M::Number& zoned) {
   using N = typename M::Number;
   const N grad = load_number<M, accumulate_t<T>>(o.t.grad_h, o.state(at), at.count) +
@@ -83,21 +90,22 @@ WEFT_INLINE typename M::Number state_gradient(const BackwardOperands<T>& o, cons
 }
 
 // Before the inner product with W_hr.
-template <class M, class T>
-__attribute__((noinline)) void project_back(const BackwardOperands<T>& o, const At& at) {
+template <class M, class T, class Term>
+__attribute__((noinline)) void project_back(const BackwardOperands<T, Term>& o, const At& at) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   N zoned = {};
   const N grad = state_gradient<M>(o, at, zoned);
   store_number<M, Acc>(o.t.grad_h, o.state(at), at.fresh ? N{} : zoned, at.count);
   store_number<M, T>(o.t.grad_projected, o.whole(at, o.p.projection), grad, at.count);
-  if constexpr (!BackwardOperands<T>::kWide)
-    store_number<M, Acc>(o.projected, o.state(at), rounded<T>(grad), at.count);
+  if constexpr (!BackwardOperands<T, Term>::kWide)
+    store_number<M, Term>(o.projected, at.row * o.projected_row() + at.unit, rounded<T>(grad),
+                          at.count);
 }
 
 // After the inner product with U_n, whose gradient of r h is `grad`.
-template <class Cell, class M, class T>
-__attribute__((noinline)) void reset_back(const BackwardOperands<T>& o, const At& at,
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void reset_back(const BackwardOperands<T, Term>& o, const At& at,
                                           typename M::Number grad) {
   using N = typename M::Number;
   N h = load_number<M, T>(o.t.h_before, o.whole(at, o.p.hidden), at.count);
@@ -111,8 +119,8 @@ __attribute__((noinline)) void reset_back(const BackwardOperands<T>& o, const At
 // Gradients of the sums of one vector of units; leaves in grad_h what does not go through them.
 // With a projection `grad` is the gradient of the unprojected state. Not inlined: it is called from
 // many places, and long.
-template <class Cell, class M, class T>
-__attribute__((noinline)) void step_back(const BackwardOperands<T>& o, const At& at,
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void step_back(const BackwardOperands<T, Term>& o, const At& at,
                                          typename M::Number grad) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
@@ -159,41 +167,38 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T>& o, const At&
 }
 
 // The blocks [first, end) of one row's gradients of sums, complete: of the products themselves.
-template <class M, class T>
-__attribute__((noinline)) void normalise_back(const BackwardOperands<T>& o, int64_t time,
+template <class M, class T, class Term>
+__attribute__((noinline)) void normalise_back(const BackwardOperands<T, Term>& o, int64_t time,
                                               int64_t row, int64_t first, int64_t end) {
-  using Acc = accumulate_t<T>;
   const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
   for (int64_t column = first * o.p.hidden; column < end * o.p.hidden; column += o.p.hidden) {
     normalise_block_back<M, T>(part<T>(o.hidden_sums(), whole + column),
                                part<T>(o.t.products, whole + column), part<T>(o.t.norm, column),
                                o.p.hidden, shifted<T>(o.t.grad_products, whole + column),
                                shifted<T>(o.t.grad_norm, whole + column));
-    if constexpr (!BackwardOperands<T>::kWide) {
-      const int64_t held = (time % 2 * o.p.batch + row) * width;
+    if constexpr (!BackwardOperands<T, Term>::kWide) {
       each_vector<T>(time, row, false, column, column + o.p.hidden, [&](const At& at) {
-        store_number<M, Acc>(o.sums, held + at.unit,
-                             load_number<M, T>(o.t.grad_products, whole + at.unit, at.count),
-                             at.count);
+        o.template store_fed<M>(at, at.unit,
+                                load_number<M, T>(o.t.grad_products, whole + at.unit, at.count));
       });
     }
   }
 }
 
 // A row without this step has no gradients of sums.
-template <class Cell, class M, class T>
-__attribute__((noinline)) void skip_back(const BackwardOperands<T>& o, const At& at) {
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void skip_back(const BackwardOperands<T, Term>& o, const At& at) {
   const typename M::Number zero = {};
   for (int g = 0; g < Cell::kGates; ++g) o.template store_sum<M>(at, g, zero, zero);
   if (o.t.unprojected.value)
     store_number<M, T>(o.t.unprojected, o.whole(at, o.p.hidden), zero, at.count);
 }
 
-template <int kPanelVectors, class T, bool kDual>
+template <int kPanelVectors, class T, class Term, bool kDual>
 void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
-  using P = Panels<T, kPanelVectors, 1>;
+  using P = Panels<T, Term, kPanelVectors, 1>;
   const int64_t hidden = p.hidden, size = p.state(), sums = p.gates() * hidden;
   const bool projects = p.projection > 0, resets_before = p.has_inner() && !projects;
   // The product with U_n, the last third of W_hh, comes before that with the rest.
@@ -204,12 +209,12 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
       projects ? Numbers(t.w_hr) : (resets_before ? part<T>(t.w_hh, depth * hidden) : Numbers{});
   const WeightLayout inner_layout = {hidden, size, hidden, 0, 1};
   P v(inner_layout, second.value), v_derivative(inner_layout, second.derivative);
-  constexpr bool kWide = BackwardOperands<T>::kWide;
-  Work<Acc> wide(kWide ? 0 : 2 * p.batch * sums, kDual);
-  Work<Acc> projected(kWide || !projects ? 0 : p.states(), kDual);
-  const BackwardOperands<T> o = {p, t, wide.at(), projected.at()};
+  constexpr bool kWide = BackwardOperands<T, Term>::kWide;
+  Terms<T, Term> copies(kWide ? 0 : 2 * p.batch, sums, kDual);
+  Terms<T, Term> projected(kWide || !projects ? 0 : p.batch, size, kDual);
+  const BackwardOperands<T, Term> o = {p, t, copies.at(), projected.at()};
 
-  const int64_t parts = p.batch * sums * size / kStepGrain;
+  const int64_t parts = layer_threads(p);
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
     Rows rows(p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
@@ -238,11 +243,12 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
         using Cell = decltype(cell);
         if constexpr (Cell::kHasCell) {
           if (projects)
-            multiply<M>(v, v_derivative, o.fed_projected(time), size, rows.order.data(),
-                        rows.active, own_inner.begin, own_inner.end,
-                        [&](int64_t row, int64_t unit, int count, const auto& sum) {
-                          step_back<Cell, M>(o, At{time, row, unit, count, fresh(row)}, sum(0));
-                        });
+            multiply<M>(v, v_derivative, o.fed_projected(time), o.projected_row(),
+                        rows.order.data(), rows.active, own_inner.begin, own_inner.end, kNotSoon,
+                        each_row<M, Acc>(time, [&](At at, const auto& product) {
+                          at.fresh = fresh(at.row);
+                          step_back<Cell, M>(o, at, product);
+                        }));
         }
         for (int64_t i = projects ? rows.active : 0; i < p.batch; ++i)
           each_vector<T>(time, rows.order[i], i >= rows.fed, of_cell.first_unit, of_cell.last_unit,
@@ -262,20 +268,21 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
       };
       normalise(resets_before ? 2 : 0, p.gates());
       if (resets_before) {
-        const Numbers of_n = part<Acc>(o.fed(time), depth);
-        multiply<M>(v, v_derivative, of_n, sums, rows.order.data(), rows.fed, own_inner.begin,
-                    own_inner.end, [&](int64_t row, int64_t unit, int count, const auto& sum) {
-                      reset_back<GruResetBeforeLayer, M>(o, At{time, row, unit, count}, sum(0));
-                    });
+        const Numbers of_n = part<Term>(o.fed(time), depth);
+        multiply<M>(v, v_derivative, of_n, o.fed_row(), rows.order.data(), rows.fed,
+                    own_inner.begin, own_inner.end, kNotSoon,
+                    each_row<M, Acc>(time, [&](const At& at, const auto& product) {
+                      reset_back<GruResetBeforeLayer, M>(o, at, product);
+                    }));
         team.barrier();
         normalise(0, 2);
       }
-      multiply<M>(w, w_derivative, o.fed(time), sums, rows.order.data(), rows.fed, own.begin,
-                  own.end,
-                  [&](int64_t row, int64_t unit, int count, const auto& sum)
-                      __attribute__((always_inline)) {
-                        o.template add_to_state<M>(At{time, row, unit, count}, sum(0));
-                      });
+      multiply<M>(w, w_derivative, o.fed(time), o.fed_row(), rows.order.data(), rows.fed, own.begin,
+                  own.end, kNotSoon,
+                  each_row<M, Acc>(
+                      time, [&](const At& at, const auto& product) __attribute__((always_inline)) {
+                        o.template add_to_state<M>(at, product);
+                      }));
     }
   });
 }

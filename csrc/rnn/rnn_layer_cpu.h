@@ -11,6 +11,7 @@
 #include "gemm/packed_cpu.h"
 #include "rnn/rnn_layer.h"
 #include "rnn/rnn_layer_cells.h"
+#include "rnn/rnn_plan.h"
 #include "rnn/units_cpu.h"
 
 namespace weft::WEFT_TARGET {
@@ -23,8 +24,7 @@ void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const
 
 namespace {
 
-constexpr int64_t kStepGrain = 1 << 18;  // multiply-adds of a step that are worth a thread
-constexpr int64_t kRowBlock = 48;        // rows whose sums wait for their gates
+constexpr int64_t kRowBlock = 48;  // rows whose sums wait for their gates
 
 // ---- numbers -----------------------------------------------------------------------------------
 
@@ -78,9 +78,19 @@ WEFT_INLINE N rounded(N value) {
   if constexpr (sizeof(T) == sizeof(accumulate_t<T>)) {
     return value;
   } else {
-    T held[kLanes<T>];
-    store_vec(held, value);
-    return load_vec(held);
+    return round_to<T>(value);
+  }
+}
+// store_number of what `rounded` gives.
+template <class M, class T>
+WEFT_INLINE void store_rounded(const NumbersOut& t, int64_t offset, typename M::Number number,
+                               int count) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    bf16* at = static_cast<bf16*>(t.value) + offset;
+    if (count == kLanes<T>) return store_exact(at, number);
+    store_part(at, number, count);
+  } else {
+    store_number<M, T>(t, offset, number, count);
   }
 }
 
@@ -125,6 +135,47 @@ void copy_numbers(const Numbers& from, int64_t count, const NumbersOut& to) {
   };
   copy(from.value, to.value);
   copy(from.derivative, to.derivative);
+}
+
+// ---- terms -------------------------------------------------------------------------------------
+
+// What products read is of type `Term`: the accumulation type, or bf16 itself where the processor
+// multiplies pairs of it (gemm/pairs_cpu.h). Then rows begin at whole pairs, an odd one ending in a
+// zero.
+template <class T, class Term>
+inline constexpr bool kPairs = !std::is_same_v<Term, accumulate_t<T>>;
+
+template <class T, class Term>
+WEFT_INLINE int64_t term_row(int64_t count) {
+  return kPairs<T, Term> ? (count + 1) / 2 * 2 : count;
+}
+
+// Work memory for `rows` rows of `count` terms, and its numbers.
+template <class T, class Term>
+class Terms {
+ public:
+  Terms(int64_t rows, int64_t count, bool dual) : work_(rows * term_row<T, Term>(count), dual) {
+    if (kPairs<T, Term> && count % 2 != 0)
+      fill(static_cast<Term*>(work_.at().value), rows * term_row<T, Term>(count), Term{});
+  }
+  const NumbersOut& at() const { return work_.at(); }
+  NumbersOut at(int64_t offset) const { return work_.at(offset); }
+
+ private:
+  Work<Term> work_;
+};
+
+// Calls `body(tag, term)` with the element type and what its products read.
+template <class Body>
+WEFT_INLINE void dispatch_terms(DType dtype, const Body& body) {
+  dispatch_dtype(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, bf16>)
+      if (has_pairs()) return body(tag, tag);
+#endif
+    body(tag, TypeTag<accumulate_t<T>>{});
+  });
 }
 
 // ---- masks -------------------------------------------------------------------------------------
@@ -193,10 +244,12 @@ struct WeightLayout {
 };
 
 // Weights in panels of kVectors vectors: kGates of each vector of units, side by side.
-template <class T, int kVectors_, int kGates_>
+template <class T, class Term_, int kVectors_, int kGates_>
 class Panels {
  public:
   using Acc = accumulate_t<T>;
+  using Term = Term_;
+  static constexpr bool kPairs = weft::WEFT_TARGET::kPairs<T, Term>;
   static constexpr int kVectors = kVectors_, kGates = kGates_, kGroups = kVectors / kGates;
   static constexpr int64_t kLane = kLanes<T>, kWidth = kVectors * kLane;
 
@@ -204,11 +257,12 @@ class Panels {
       : layout_(layout),
         weights_(static_cast<const T*>(weights)),
         count_(ceil_div(layout.units, kGroups * kLane)),
-        packed_(weights ? count_ * kWidth * layout.k : 0) {}
+        packed_(weights ? count_ * kWidth * k() : 0) {}
 
   int64_t count() const { return count_; }
   int64_t units() const { return layout_.units; }
-  int64_t k() const { return layout_.k; }
+  // Numbers or words of a row.
+  int64_t k() const { return term_row<T, Term>(layout_.k) / (kPairs ? 2 : 1); }
   explicit operator bool() const { return weights_ != nullptr; }
   const Acc* operator[](int64_t panel) const { return packed_.data() + panel * kWidth * k(); }
 
@@ -217,9 +271,15 @@ class Panels {
     for (int64_t i = begin * kVectors; i < end * kVectors; ++i) {
       const int64_t vector = i % kVectors;
       const int64_t unit = (i / kVectors * kGroups + vector / kGates) * kLane;
-      pack_vector(weights_ + vector % kGates * layout_.gate_stride + unit * layout_.unit_stride,
-                  layout_.k_stride, layout_.unit_stride, units() - unit, k(), kVectors,
-                  packed_.data() + i / kVectors * kWidth * k() + vector * kLane);
+      const T* from = weights_ + vector % kGates * layout_.gate_stride + unit * layout_.unit_stride;
+      Acc* to = packed_.data() + i / kVectors * kWidth * k() + vector * kLane;
+      if constexpr (kPairs) {
+        pack_pairs(from, layout_.k_stride, layout_.unit_stride, units() - unit, layout_.k, kVectors,
+                   to);
+      } else {
+        pack_vector(from, layout_.k_stride, layout_.unit_stride, units() - unit, layout_.k,
+                    kVectors, to);
+      }
     }
   }
 
@@ -230,14 +290,27 @@ class Panels {
   Scratch<Acc> packed_;
 };
 
-// Calls `body(row, unit, count, sum)` for `rows` rows and each vector of units of the panels
-// [begin, end); `sum(gate)` is the product of row `row` of `from` [B, k], whose rows are `stride`
-// apart, with the weights.
-template <class M, class P, class Body>
+// Sums of some rows at one vector of units; none read as zeros.
+template <class Acc>
+struct RowSums {
+  Numbers from;
+  int64_t row = 0, gate = 0;  // elements from one to the next
+
+  template <class M>
+  WEFT_INLINE typename M::Number get(int64_t i, int64_t g, int count) const {
+    return load_number<M, Acc>(from, i * row + g * gate, count);
+  }
+};
+
+// Calls `body(rows, row_count, unit, count, sums)` for some of the rows and each vector of units of
+// the panels [begin, end); `sums` are the products of those rows of `from` [B, k], which are
+// `stride` apart, with the weights. `soon(row, unit)` is called before the product is made.
+template <class M, class P, class Soon, class Body>
 WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from, int64_t stride,
                           const int64_t* rows, int64_t row_count, int64_t begin, int64_t end,
-                          const Body& body) {
+                          const Soon& soon, const Body& body) {
   using Acc = typename P::Acc;
+  using Term = typename P::Term;
   constexpr int kPlanes = M::kDual ? 2 : 1;
   alignas(kVectorBytes) Acc sums[kPlanes][kRowBlock * P::kWidth];
   const int64_t k = w.k();
@@ -247,37 +320,46 @@ WEFT_INLINE void multiply(const P& w, const P& w_derivative, const Numbers& from
       const Acc* source[kPlanes][kRowBlock];
       Acc* target[kPlanes][kRowBlock];
       for (int64_t i = 0; i < count; ++i) {
+        for (int64_t g = 0; g < P::kGroups; ++g) {
+          const int64_t unit = (panel * P::kGroups + g) * P::kLane;
+          if (unit < w.units()) soon(rows[first + i], unit);
+        }
         const int64_t offset = rows[first + i] * stride;
-        source[0][i] = static_cast<const Acc*>(from.value) + offset;
+        source[0][i] = reinterpret_cast<const Acc*>(static_cast<const Term*>(from.value) + offset);
         target[0][i] = sums[0] + i * P::kWidth;
         if constexpr (M::kDual) {
           source[1][i] = static_cast<const Acc*>(from.derivative) + offset;
           target[1][i] = sums[1] + i * P::kWidth;
         }
       }
-      packed_rows<P::kVectors>(source[0], count, w[panel], k, false, target[0]);
+      packed_rows<P::kVectors, P::kPairs>(source[0], count, w[panel], k, false, target[0]);
       if constexpr (M::kDual) {
         packed_rows<P::kVectors>(source[1], count, w[panel], k, false, target[1]);
         if (w_derivative)
           packed_rows<P::kVectors>(source[0], count, w_derivative[panel], k, true, target[1]);
       }
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t g = 0; g < P::kGroups; ++g) {
-          const int64_t unit = (panel * P::kGroups + g) * P::kLane;
-          if (unit >= w.units()) break;
-          const int64_t rest = w.units() - unit;
-          body(rows[first + i], unit, static_cast<int>(rest < P::kLane ? rest : P::kLane),
-               [&](int gate) __attribute__((always_inline)) {
-                 const int64_t at = i * P::kWidth + (g * P::kGates + gate) * P::kLane;
-                 if constexpr (M::kDual) {
-                   return typename M::Number{load_vec(sums[0] + at), load_vec(sums[1] + at)};
-                 } else {
-                   return load_vec(sums[0] + at);
-                 }
-               });
-        }
+      for (int64_t g = 0; g < P::kGroups; ++g) {
+        const int64_t unit = (panel * P::kGroups + g) * P::kLane, rest = w.units() - unit;
+        if (rest <= 0) break;
+        Numbers found = {sums[0] + g * P::kGates * P::kLane, nullptr};
+        if constexpr (M::kDual) found.derivative = sums[1] + g * P::kGates * P::kLane;
+        body(rows + first, count, unit, static_cast<int>(rest < P::kLane ? rest : P::kLane),
+             RowSums<Acc>{found, P::kWidth, P::kLane});
+      }
     }
   }
+}
+
+constexpr auto kNotSoon = [](int64_t, int64_t) {};
+
+// A body of `multiply` that calls `body(at, product)` row by row, of a single gate.
+template <class M, class Acc, class Body>
+WEFT_INLINE auto each_row(int64_t time, const Body& body) {
+  return [time, &body](const int64_t* rows, int64_t row_count, int64_t unit, int count,
+                       const RowSums<Acc>& found) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < row_count; ++i)
+      body(At{time, rows[i], unit, count}, found.template get<M>(i, 0, count));
+  };
 }
 
 }  // namespace

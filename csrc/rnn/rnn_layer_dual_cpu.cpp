@@ -18,13 +18,14 @@ void layer_forward_dual(const LayerProblem& p, const LayerForward& t, const Cont
   dispatch_wide(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     dispatch_cell(p.cell,
-                  [&](auto cell) { layer_forward<decltype(cell), T, true>(p, t, context); });
+                  [&](auto cell) { layer_forward<decltype(cell), T, T, true>(p, t, context); });
   });
 }
 
 void layer_backward_dual(const LayerProblem& p, const LayerBackward& t, const Context& context) {
   dispatch_wide(p.dtype, [&](auto tag) {
-    layer_backward<4, typename decltype(tag)::type, true>(p, t, context);
+    using T = typename decltype(tag)::type;
+    layer_backward<4, T, T, true>(p, t, context);
   });
 }
 

@@ -6,20 +6,22 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
-template <class T>
+template <class T, class Term>
 struct ForwardOperands {
   const LayerProblem& p;
   const LayerForward& t;
   NumbersOut h[2];    // [B, S]: the state before and after a step, in turn
-  NumbersOut fed[2];  // the same as the product sees it
+  NumbersOut fed[2];  // terms: the same as the product sees it; may be `h`
   NumbersOut c;       // [B, H]
-  NumbersOut inner;   // [B, H]: what an inner product sees
+  NumbersOut inner;   // terms [B, H]: what an inner product sees
   NumbersOut update;  // [B, H]: z of a GRU that resets before
   NumbersOut sums;    // [B, gates * H]: the state's products, if they are normalised
   int next;           // which of the two the step in hand writes
 
   int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
   int64_t state(const At& at) const { return at.row * p.state() + at.unit; }
+  int64_t fed_state(const At& at) const { return at.row * term_row<T, Term>(p.state()) + at.unit; }
+  int64_t inner_cell(const At& at) const { return at.row * term_row<T, Term>(p.hidden) + at.unit; }
   int64_t whole(const At& at, int64_t width) const {
     return (at.time * p.batch + at.row) * width + at.unit;
   }
@@ -28,124 +30,145 @@ struct ForwardOperands {
   }
 };
 
-template <class M, class T>
-WEFT_INLINE void store_state(const ForwardOperands<T>& o, const At& at, typename M::Number h) {
+template <class M, class T, class Term>
+WEFT_INLINE void store_state(const ForwardOperands<T, Term>& o, const At& at,
+                             typename M::Number h) {
   using Acc = accumulate_t<T>;
   store_number<M, Acc>(o.h[o.next], o.state(at), h, at.count);
+  if (o.fed[0].value == o.h[0].value) return;
   if (const void* dropout = o.t.masks.dropout)
-    store_number<M, Acc>(o.fed[o.next], o.state(at),
-                         load_units(static_cast<const T*>(dropout) + o.state(at), at.count) * h,
-                         at.count);
+    h = rounded<Term>(load_units(static_cast<const T*>(dropout) + o.state(at), at.count) * h);
+  store_rounded<M, Term>(o.fed[o.next], o.fed_state(at), h, at.count);
 }
 
-// The state before the step, or as the product sees it.
-template <class M, class T>
-WEFT_INLINE typename M::Number old_state(const ForwardOperands<T>& o, const At& at,
-                                         const NumbersOut (&states)[2]) {
-  using Acc = accumulate_t<T>;
+// The state before the step.
+template <class M, class T, class Term>
+WEFT_INLINE typename M::Number old_state(const ForwardOperands<T, Term>& o, const At& at) {
   if (at.fresh) return typename M::Number{};
-  return load_number<M, Acc>(states[1 - o.next], o.state(at), at.count);
+  return load_number<M, accumulate_t<T>>(o.h[1 - o.next], o.state(at), at.count);
+}
+
+// The same as the product sees it.
+template <class M, class T, class Term>
+WEFT_INLINE typename M::Number fed_state(const ForwardOperands<T, Term>& o, const At& at) {
+  if (at.fresh) return typename M::Number{};
+  return load_number<M, Term>(o.fed[1 - o.next], o.fed_state(at), at.count);
 }
 
 // The new state of one vector of units, before zoneout.
-template <class M, class T>
-WEFT_INLINE void finish_state(const ForwardOperands<T>& o, const At& at, typename M::Number h) {
+template <class M, class T, class Term>
+WEFT_INLINE void finish_state(const ForwardOperands<T, Term>& o, const At& at,
+                              typename M::Number h) {
   if (o.p.zoneout > 0) {
     const auto z = zone<T>(o.p, o.t.masks.zone_h, o.p.state(), at);
-    h = z * old_state<M>(o, at, o.h) + (1 - z) * h;
+    h = z * old_state<M>(o, at) + (1 - z) * h;
   }
   h = rounded<T>(h);
   store_state<M>(o, at, h);
-  store_number<M, T>(o.t.output, o.whole(at, o.p.state()), h, at.count);
+  store_rounded<M, T>(o.t.output, o.whole(at, o.p.state()), h, at.count);
 }
 
-// x + b_ih of a gate.
-template <class M, class T>
-WEFT_INLINE typename M::Number input_sum(const ForwardOperands<T>& o, const At& at, int gate) {
-  const int64_t column = gate * o.p.hidden;
-  return load_number<M, accumulate_t<T>>(o.t.sums, o.whole(at, o.t.sums_row) + column, at.count) +
-         load_number<M, T>(o.t.b_ih, column + at.unit, at.count);
+// W_ih x of a gate.
+template <class M, class T, class Term>
+WEFT_INLINE typename M::Number input_sum(const ForwardOperands<T, Term>& o, const At& at,
+                                         int gate) {
+  return load_number<M, accumulate_t<T>>(o.t.sums, o.whole(at, o.t.sums_row) + gate * o.p.hidden,
+                                         at.count);
 }
 
-template <class Cell, class M, class T>
-WEFT_INLINE void store_kept(const ForwardOperands<T>& o, const At& at, int gate,
+template <class Cell, class M, class T, class Term>
+WEFT_INLINE void store_kept(const ForwardOperands<T, Term>& o, const At& at, int gate,
                             typename M::Number kept) {
   if (o.t.gates.value == nullptr) return;
   const int64_t row = (at.time * o.p.batch + at.row) * Cell::kKept + gate;
   store_number<M, T>(o.t.gates, row * o.p.hidden + at.unit, kept, at.count);
 }
 
-// One vector of units; `sums` are the hidden state's products. What an inner product is to finish
-// is left to it. Not inlined: it is called from two places, and long.
-template <class Cell, class M, class T>
-__attribute__((noinline)) void take_step(const ForwardOperands<T>& o, const At& at,
-                                         const typename M::Number (&sums)[4]) {
+// Some rows at one vector of units; `sums` are the hidden state's products. What an inner product
+// is to finish is left to it. Not inlined: it is called from several places, and long; biases and
+// constants are loaded once for all rows.
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void take_step(const ForwardOperands<T, Term>& o, const int64_t* rows,
+                                         int64_t row_count, const At& where,
+                                         const RowSums<accumulate_t<T>>& sums) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
   const int64_t hidden = o.p.hidden;
-  StepArguments<N> s = {};
+  const int count = where.count;
+  StepArguments<N> s;
+  N b_ih[4], b_hh[4];
+#pragma GCC unroll 4
   for (int g = 0; g < kGates; ++g) {
-    s.x[g] = input_sum<M>(o, at, g);
-    s.q[g] = load_number<M, T>(o.t.b_hh, g * hidden + at.unit, at.count);
-    s.q[g] = s.q[g] + sums[g];
-  }
-  if constexpr (Cell::kResetBefore) {
-    s.h = old_state<M>(o, at, o.fed);
-  } else if constexpr (Cell::kTwoSums) {
-    s.h = old_state<M>(o, at, o.h);
-  }
-  if constexpr (Cell::kHasCell) {
-    if (!at.fresh) s.c = load_number<M, Acc>(o.c, o.cell(at), at.count);
+    b_ih[g] = load_number<M, T>(o.t.b_ih, g * hidden + where.unit, count);
+    b_hh[g] = load_number<M, T>(o.t.b_hh, g * hidden + where.unit, count);
   }
   if constexpr (Cell::kHasPeephole) {
     for (int i = 0; i < 3; ++i)
-      s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + at.unit, at.count);
+      s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + where.unit, count);
   }
-  StepResults<N> r = Cell::template forward<M>(s);
-  if constexpr (Cell::kHasCell) {
-    if (o.p.zoneout > 0) {
-      const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
-      r.c = z * s.c + (1 - z) * r.c;
+  for (int64_t i = 0; i < row_count; ++i) {
+    At at = where;
+    at.row = rows[i];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; ++g) {
+      s.x[g] = input_sum<M>(o, at, g) + b_ih[g];
+      s.q[g] = b_hh[g] + sums.template get<M>(i, g, count);
     }
-    const N c = rounded<T>(r.c);
-    store_number<M, Acc>(o.c, o.cell(at), c, at.count);
-    if (o.t.cells.value) store_number<M, T>(o.t.cells, o.whole(at, hidden), c, at.count);
-  }
-  for (int i = 0; i < (Cell::kResetBefore ? 2 : Cell::kKept); ++i)
-    store_kept<Cell, M>(o, at, i, r.kept[i]);
-  if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], at.count);
-  if (o.p.has_inner()) {
-    store_number<M, Acc>(o.inner, o.cell(at), rounded<T>(r.h), at.count);
-  } else {
-    finish_state<M>(o, at, r.h);
+    if constexpr (Cell::kResetBefore) {
+      s.h = fed_state<M>(o, at);
+    } else if constexpr (Cell::kTwoSums) {
+      s.h = old_state<M>(o, at);
+    }
+    if constexpr (Cell::kHasCell)
+      s.c = at.fresh ? N{} : load_number<M, Acc>(o.c, o.cell(at), count);
+    StepResults<N> r = Cell::template forward<M>(s);
+    if constexpr (Cell::kHasCell) {
+      if (o.p.zoneout > 0) {
+        const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
+        r.c = z * s.c + (1 - z) * r.c;
+      }
+      const N c = rounded<T>(r.c);
+      store_number<M, Acc>(o.c, o.cell(at), c, count);
+      if (o.t.cells.value) store_rounded<M, T>(o.t.cells, o.whole(at, hidden), c, count);
+    }
+    for (int k = 0; k < (Cell::kResetBefore ? 2 : Cell::kKept); ++k)
+      store_kept<Cell, M>(o, at, k, r.kept[k]);
+    if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], count);
+    if (o.p.has_inner()) {
+      store_rounded<M, Term>(o.inner, o.inner_cell(at), rounded<T>(r.h), count);
+    } else {
+      finish_state<M>(o, at, r.h);
+    }
   }
 }
 
 // The rest of a step after its inner product.
-template <class Cell, class M, class T>
-__attribute__((noinline)) void finish_step(const ForwardOperands<T>& o, const At& at,
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void finish_step(const ForwardOperands<T, Term>& o, const At& at,
                                            typename M::Number sum) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   if constexpr (Cell::kResetBefore) {
     const N q = sum + load_number<M, T>(o.t.b_hh, 2 * o.p.hidden + at.unit, at.count);
-    const N n = M::tanh(input_sum<M>(o, at, 2) + q);
+    const N x =
+        input_sum<M>(o, at, 2) + load_number<M, T>(o.t.b_ih, 2 * o.p.hidden + at.unit, at.count);
+    const N n = M::tanh(x + q);
     const N z = load_number<M, Acc>(o.update, o.cell(at), at.count);
     store_kept<Cell, M>(o, at, 2, n);
-    sum = gru_next_hidden(z, n, old_state<M>(o, at, o.h));
+    sum = gru_next_hidden(z, n, old_state<M>(o, at));
   }
   finish_state<M>(o, at, sum);
 }
 
 // A row without this step: zero output, the state as it was.
-template <class M, class T>
-__attribute__((noinline)) void skip_state(const ForwardOperands<T>& o, const At& at) {
-  store_state<M>(o, at, old_state<M>(o, at, o.h));
+template <class M, class T, class Term>
+__attribute__((noinline)) void skip_state(const ForwardOperands<T, Term>& o, const At& at) {
+  store_state<M>(o, at, old_state<M>(o, at));
   store_number<M, T>(o.t.output, o.whole(at, o.p.state()), typename M::Number{}, at.count);
 }
-template <class Cell, class M, class T>
-__attribute__((noinline)) void skip_cell(const ForwardOperands<T>& o, const At& at) {
+template <class Cell, class M, class T, class Term>
+__attribute__((noinline)) void skip_cell(const ForwardOperands<T, Term>& o, const At& at) {
   if (o.t.cells.value)
     store_number<M, T>(o.t.cells, o.whole(at, o.p.hidden),
                        load_number<M, accumulate_t<T>>(o.c, o.cell(at), at.count), at.count);
@@ -153,8 +176,8 @@ __attribute__((noinline)) void skip_cell(const ForwardOperands<T>& o, const At& 
 }
 
 // The blocks [first, end) of one row's products, complete; a fresh row has none.
-template <class M, class T>
-__attribute__((noinline)) void normalise_products(const ForwardOperands<T>& o, int64_t time,
+template <class M, class T, class Term>
+__attribute__((noinline)) void normalise_products(const ForwardOperands<T, Term>& o, int64_t time,
                                                   int64_t row, bool fresh, int first, int end) {
   using Acc = accumulate_t<T>;
   const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
@@ -173,15 +196,15 @@ __attribute__((noinline)) void normalise_products(const ForwardOperands<T>& o, i
   }
 }
 
-template <class Cell, class T, bool kDual>
+template <class Cell, class T, class Term, bool kDual>
 void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
   using Acc = accumulate_t<T>;
   using M = LayerMath<T, kDual>;
   constexpr int kGates = Cell::kResetBefore ? 2 : Cell::kGates;
-  using P = Panels<T, kGates <= 2 ? 4 : kGates, kGates>;
-  using Inner = Panels<T, 4, 1>;
+  using P = Panels<T, Term, kGates <= 2 ? 4 : kGates, kGates>;
+  using Inner = Panels<T, Term, 4, 1>;
   const int64_t hidden = p.hidden, size = p.state(), units = p.units(), states = p.states();
-  const bool dropped = t.masks.dropout != nullptr, two = p.has_inner();
+  const bool two = p.has_inner(), separate = kPairs<T, Term> || t.masks.dropout != nullptr;
   const bool normalised = t.norm.value != nullptr;
   const WeightLayout layout = {hidden, size, 1, hidden * size, size};
   P w(layout, t.w_hh.value), w_derivative(layout, t.w_hh.derivative);
@@ -190,32 +213,34 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
       Cell::kResetBefore ? part<T>(t.w_hh, 2 * hidden * hidden) : Numbers(t.w_hr);
   const WeightLayout inner_layout = {size, hidden, 1, 0, hidden};
   Inner v(inner_layout, second.value), v_derivative(inner_layout, second.derivative);
-  Work<Acc> state(2 * states, kDual), fed(dropped ? 2 * states : 0, kDual);
-  Work<Acc> cell(Cell::kHasCell ? units : 0, kDual), inner(two ? units : 0, kDual);
+  Work<Acc> state(2 * states, kDual), cell(Cell::kHasCell ? units : 0, kDual);
+  Terms<T, Term> fed(separate ? 2 * p.batch : 0, size, kDual);
+  Terms<T, Term> inner(two ? p.batch : 0, hidden, kDual);
   Work<Acc> update(Cell::kResetBefore ? units : 0, kDual);
   Work<Acc> sums(normalised ? Cell::kGates * units : 0, kDual);
-  const Work<Acc>& seen = dropped ? fed : state;
+  const int64_t fed_row = term_row<T, Term>(size), inner_row = term_row<T, Term>(hidden);
   copy_numbers<T, Acc>(t.h0, states, state.at());
   if constexpr (Cell::kHasCell) copy_numbers<T, Acc>(t.c0, units, cell.at());
 
-  const int64_t parts = p.batch * Cell::kGates * hidden * size / kStepGrain;
+  const int64_t parts = layer_threads(p);
   parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
-    ForwardOperands<T> o = {p,
-                            t,
-                            {state.at(), state.at(states)},
-                            {seen.at(), seen.at(states)},
-                            cell.at(),
-                            inner.at(),
-                            update.at(),
-                            sums.at(),
-                            0};
+    ForwardOperands<T, Term> o = {p,
+                                  t,
+                                  {state.at(), state.at(states)},
+                                  {state.at(), state.at(states)},
+                                  cell.at(),
+                                  inner.at(),
+                                  update.at(),
+                                  sums.at(),
+                                  0};
+    if (separate) o.fed[0] = fed.at(), o.fed[1] = fed.at(p.batch * fed_row);
     Rows rows(p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
     const Part& of_state = two ? own_inner : own;
     w.pack(own.begin, own.end), w_derivative.pack(own.begin, own.end);
     if (two) v.pack(own_inner.begin, own_inner.end);
     if (two) v_derivative.pack(own_inner.begin, own_inner.end);
-    if (dropped) {
+    if (separate) {
       o.next = 0;
       for (int64_t row = 0; row < p.batch; ++row)
         each_vector<T>(0, row, false, of_state.first_unit, of_state.last_unit, [&](const At& at) {
@@ -228,17 +253,23 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
       const int64_t time = p.time(s);
       o.next = static_cast<int>(1 - s % 2);
       if (t.masks.lengths || t.masks.resets) rows.at_time(time, p.batch, t.masks);
-      multiply<M>(w, w_derivative, o.fed[1 - o.next], size, rows.order.data(), rows.fed, own.begin,
-                  own.end,
-                  [&](int64_t row, int64_t unit, int count, const auto& sum)
-                      __attribute__((always_inline)) {
-                        const At at = {time, row, unit, count};
-                        typename M::Number found[4] = {};
-                        for (int g = 0; g < kGates; ++g) found[g] = sum(g);
-                        if (!normalised) return take_step<Cell, M>(o, at, found);
-                        for (int g = 0; g < kGates; ++g)
-                          store_number<M, Acc>(o.sums, o.sum(at, g), found[g], count);
-                      });
+      multiply<M>(
+          w, w_derivative, o.fed[1 - o.next], fed_row, rows.order.data(), rows.fed, own.begin,
+          own.end,
+          [&](int64_t row, int64_t unit) __attribute__((always_inline)) {
+            const auto* from = static_cast<const Acc*>(t.sums.value);
+            for (int g = 0; g < Cell::kGates; ++g)
+              __builtin_prefetch(from + o.whole(At{time, row, unit, 0}, t.sums_row) + g * hidden);
+          },
+          [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
+              const RowSums<Acc>& found) __attribute__((always_inline)) {
+            if (!normalised)
+              return take_step<Cell, M>(o, some, row_count, At{time, 0, unit, count}, found);
+            for (int64_t i = 0; i < row_count; ++i)
+              for (int g = 0; g < kGates; ++g)
+                store_number<M, Acc>(o.sums, o.sum(At{time, some[i], unit, count}, g),
+                                     found.template get<M>(i, g, count), count);
+          });
       if (normalised) {  // whole rows are needed: a thread takes some of them
         team.barrier();
         for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
@@ -246,30 +277,31 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
           const bool fresh = i >= rows.fed;
           normalise_products<M>(o, time, row, fresh, 0, kGates);
           each_vector<T>(time, row, fresh, 0, hidden, [&](const At& at) {
-            typename M::Number found[4] = {};
-            for (int g = 0; g < kGates; ++g)
-              found[g] = load_number<M, Acc>(o.sums, o.sum(at, g), at.count);
-            take_step<Cell, M>(o, at, found);
+            take_step<Cell, M>(o, &row, 1, at, {part<Acc>(o.sums, o.sum(at, 0)), 0, hidden});
           });
         }
-      }
-      for (int64_t i = rows.fed; !normalised && i < rows.active; ++i)
-        each_vector<T>(time, rows.order[i], true, own.first_unit, own.last_unit, [&](const At& at) {
-          const typename M::Number none[4] = {};
-          take_step<Cell, M>(o, at, none);
+      } else if (rows.fed < rows.active) {
+        each_vector<T>(time, 0, true, own.first_unit, own.last_unit, [&](const At& at) {
+          take_step<Cell, M>(o, rows.order.data() + rows.fed, rows.active - rows.fed, at, {});
         });
+      }
       if (two) {
         team.barrier();
-        multiply<M>(v, v_derivative, o.inner, hidden, rows.order.data(), rows.active,
-                    own_inner.begin, own_inner.end,
-                    [&](int64_t row, int64_t unit, int count, const auto& sum)
-                        __attribute__((always_inline)) {
-                          At at = {time, row, unit, count};
-                          at.fresh = t.masks.resets && t.masks.resets[time * p.batch + row];
-                          if (!Cell::kResetBefore || !normalised)
-                            return finish_step<Cell, M>(o, at, sum(0));
-                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum(0), count);
-                        });
+        multiply<M>(v, v_derivative, o.inner, inner_row, rows.order.data(), rows.active,
+                    own_inner.begin, own_inner.end, kNotSoon,
+                    [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
+                        const RowSums<Acc>& found) __attribute__((always_inline)) {
+                      for (int64_t i = 0; i < row_count; ++i) {
+                        At at = {time, some[i], unit, count};
+                        at.fresh = t.masks.resets && t.masks.resets[time * p.batch + at.row];
+                        const auto sum = found.template get<M>(i, 0, count);
+                        if (!Cell::kResetBefore || !normalised) {
+                          finish_step<Cell, M>(o, at, sum);
+                        } else {
+                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum, count);
+                        }
+                      }
+                    });
         if (Cell::kResetBefore && normalised) {
           team.barrier();
           for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {

@@ -1,5 +1,7 @@
 // The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
+#include "core/window.h"
 #include "rnn/rnn_layer_ops.h"
+#include "rnn/rnn_plans.h"
 #include "rnn/rnn_products.h"
 #include "rnn/rnn_sequence_plan.h"
 
@@ -13,6 +15,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <tuple>
 
 namespace weft::layer {
@@ -76,10 +79,10 @@ void check_range(const Tensor& lengths, int64_t steps) {
 
 Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); }
 const void* data(const Tensor& t) {
-  return t.defined() && t.numel() > 0 ? t.const_data_ptr() : nullptr;
+  return t.defined() && t.numel() > 0 && !planning() ? t.const_data_ptr() : nullptr;
 }
 void* memory(const Tensor& t) {
-  return t.defined() && t.numel() > 0 ? t.mutable_data_ptr() : nullptr;
+  return t.defined() && t.numel() > 0 && !planning() ? t.mutable_data_ptr() : nullptr;
 }
 Numbers numbers(const Pair& t) { return {data(t.value), data(t.derivative)}; }
 NumbersOut numbers_out(const Pair& t) { return {memory(t.value), memory(t.derivative)}; }
@@ -93,7 +96,7 @@ at::ScalarType wide_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 const Tensor& reference(const Arguments& a) { return a.input.value; }
-bool on_cpu_kernels(const Tensor& t) { return gemm_kernels_for(target_for(t)) != nullptr; }
+bool on_cpu_kernels(const Tensor& t) { return product_kernels_for(t) != nullptr; }
 
 Pair empty_pair(const Arguments& a, at::IntArrayRef sizes, at::ScalarType dtype) {
   Pair result = {empty_output(reference(a), sizes, dtype), {}};
@@ -113,9 +116,9 @@ Pair each(const Pair& t, const Change& change) {
 // ---- products ----------------------------------------------------------------------------------
 
 // Which of the [T * B] rows have a step; undefined where all are multiplied: without lengths, and
-// on CUDA, where their number would have to be waited for.
+// on CUDA, where their number would have to be waited for. A plan counts all.
 Tensor taken_rows(const Arguments& a) {
-  if (!a.lengths.defined() || !on_cpu_kernels(reference(a))) return {};
+  if (!a.lengths.defined() || !on_cpu_kernels(reference(a)) || planning()) return {};
   const Tensor time = at::arange(a.p.steps, a.lengths.options()).unsqueeze(1);
   return time.lt(a.lengths).flatten().nonzero().squeeze(1);
 }
@@ -130,7 +133,9 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
                                        const Tensor& taken) {
   const int64_t rows = input.size(0) * input.size(1), columns = w.size(0);
   const Tensor x = gather(input.view({rows, input.size(2)}), taken);
-  const GemmKernels* kernels = gemm_kernels_for(target_for(input));
+  const GemmKernels* kernels = product_kernels_for(input);
+  const bool planned =
+      product_planned(dtype_of(input, kOp, "input"), x.size(0), columns, x.size(1));
   if (kernels == nullptr) {
     const auto wide = wide_type(input);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -148,8 +153,9 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
   p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k;
   p.c_row = taken.defined() ? columns : sums_row;
   p.wide = true;
-  kernels->packed(p, x.const_data_ptr(), w.const_data_ptr(), target.mutable_data_ptr(),
-                  context_for(input));
+  if (!planned)
+    kernels->packed(p, x.const_data_ptr(), w.const_data_ptr(), target.mutable_data_ptr(),
+                    context_for(input));
   if (taken.defined())
     sums.view({rows, sums_row}).narrow(1, 0, columns).index_copy_(0, taken, target);
   return {sums, sums_row};
@@ -262,13 +268,16 @@ void check_seeds(const Arguments& a, const Seeds& seeds) {
 
 // ---- passes ------------------------------------------------------------------------------------
 
-Outputs run_forward(const Arguments& a, bool keep) {
+namespace {
+
+// `output` is where the states go, if it is defined.
+Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   const LayerProblem& p = a.p;
   const auto& kernels = kernels_for(reference(a), layer_kernels_for);
   const c10::DeviceGuard guard(reference(a).device());
   const bool keep_gates = keep && (!p.is_elman() || p.zoneout > 0);
   Outputs r;
-  r.output = empty_pair(a, {p.steps, p.batch, p.state()});
+  r.output = output.defined() ? Pair{output, {}} : empty_pair(a, {p.steps, p.batch, p.state()});
   r.h_n = empty_pair(a, {p.batch, p.state()});
   r.c_n = empty_pair(a, {p.has_cell() ? p.batch : 0, p.hidden});
   r.cells = empty_pair(a, {keep && p.has_cell() ? p.steps : 0, p.batch, p.hidden});
@@ -301,7 +310,7 @@ Outputs run_forward(const Arguments& a, bool keep) {
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
     n.out = numbers_out(normal), n.out_row = columns;
-    kernels.normalise(p, n, context_for(reference(a)));
+    if (!normalise_planned(p, true)) kernels.normalise(p, n, context_for(reference(a)));
     if (keep)
       r.input_products = each(all_sums, [&](const Tensor& t) {
         return t.view({p.steps, p.batch, columns}).to(reference(a).scalar_type());
@@ -329,7 +338,86 @@ Outputs run_forward(const Arguments& a, bool keep) {
   t.products = numbers_out(r.products), t.step = numbers_out(step);
   t.states = numbers_out(states), t.cell_states = numbers_out(cell_states);
   t.inner = numbers_out(inner), t.flags = memory(flags);
-  kernels.forward(p, t, context_for(reference(a)));
+  if (!layer_planned(p, LayerPass::forward, keep, normalised))
+    kernels.forward(p, t, context_for(reference(a)));
+  return r;
+}
+
+// How many steps are done before the input's products of the next are made. All, where those are
+// kept for backward; else so few that the products fit into the cache, but enough to pay for
+// packing the weights again. The states between are of the input's dtype anyway, so the bits are
+// the same.
+int64_t steps_at_once(const Arguments& a, bool keep) {
+  constexpr int64_t kLeastRows = 1536, kMostProducts = 1 << 22;
+  const LayerProblem& p = a.p;
+  if (keep || p.dual || a.lengths.defined() || !on_cpu_kernels(reference(a)) || p.units() == 0)
+    return p.steps;
+  const int64_t fitting =
+      std::max(kMostProducts / (p.units() * p.gates()), ceil_div(kLeastRows, p.batch));
+  return fitting < p.steps ? ceil_div(p.steps, ceil_div(p.steps, fitting)) : p.steps;
+}
+
+}  // namespace
+
+Outputs run_forward(const Arguments& a, bool keep) {
+  const LayerProblem& p = a.p;
+  const int64_t at_once = steps_at_once(a, keep);
+  if (at_once == p.steps) return run_steps(a, keep, {});
+  Outputs r;
+  const Tensor output = empty_output(reference(a), {p.steps, p.batch, p.state()});
+  Arguments part = a;
+  for (int64_t s = 0; s < p.steps; s += at_once) {
+    part.p.steps = std::min(at_once, p.steps - s);
+    const int64_t first = p.reverse ? p.steps - s - part.p.steps : s;
+    const auto taken = [&](const Tensor& t) {
+      return t.defined() ? t.narrow(0, first, part.p.steps) : t;
+    };
+    part.input.value = taken(a.input.value), part.resets = taken(a.resets);
+    part.zone_h = taken(a.zone_h), part.zone_c = taken(a.zone_c);
+    r = run_steps(part, keep, taken(output));
+    part.h0 = r.h_n;
+    if (p.has_cell()) part.c0 = r.c_n;
+  }
+  r.output.value = output;
+  return r;
+}
+
+// How many steps are done before the input's products of the next are made. All, where those are
+// kept for backward; else so few that the products fit into the cache, but enough to pay for
+// packing the weights again. The states between are of the input's dtype anyway, so the bits are
+// the same.
+int64_t steps_at_once(const Arguments& a, bool keep) {
+  constexpr int64_t kLeastRows = 1536, kMostProducts = 1 << 22;
+  const LayerProblem& p = a.p;
+  if (keep || p.dual || a.lengths.defined() || !on_cpu_kernels(reference(a)) || p.units() == 0)
+    return p.steps;
+  const int64_t fitting =
+      std::max(kMostProducts / (p.units() * p.gates()), ceil_div(kLeastRows, p.batch));
+  return fitting < p.steps ? ceil_div(p.steps, ceil_div(p.steps, fitting)) : p.steps;
+}
+
+}  // namespace
+
+Outputs run_forward(const Arguments& a, bool keep) {
+  const LayerProblem& p = a.p;
+  const int64_t at_once = steps_at_once(a, keep);
+  if (at_once == p.steps) return run_steps(a, keep, {});
+  Outputs r;
+  const Tensor output = empty_output(reference(a), {p.steps, p.batch, p.state()});
+  Arguments part = a;
+  for (int64_t s = 0; s < p.steps; s += at_once) {
+    part.p.steps = std::min(at_once, p.steps - s);
+    const int64_t first = p.reverse ? p.steps - s - part.p.steps : s;
+    const auto taken = [&](const Tensor& t) {
+      return t.defined() ? t.narrow(0, first, part.p.steps) : t;
+    };
+    part.input.value = taken(a.input.value), part.resets = taken(a.resets);
+    part.zone_h = taken(a.zone_h), part.zone_c = taken(a.zone_c);
+    r = run_steps(part, keep, taken(output));
+    part.h0 = r.h_n;
+    if (p.has_cell()) part.c0 = r.c_n;
+  }
+  r.output.value = output;
   return r;
 }
 
@@ -402,14 +490,15 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
   t.direct = numbers_out(direct), t.inner = numbers_out(inner);
   t.partial = numbers_out(partial), t.flags = memory(flags);
-  kernels.backward(p, t, context_for(reference(a)));
+  if (!layer_planned(p, LayerPass::backward, true, normalised))
+    kernels.backward(p, t, context_for(reference(a)));
   if (normalised) {
     NormBackward n;
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
     n.scale = numbers(a.norm_ih);
     n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
-    kernels.normalise_backward(p, n, context_for(reference(a)));
+    if (!normalise_planned(p, false)) kernels.normalise_backward(p, n, context_for(reference(a)));
   }
   return g;
 }

@@ -1,7 +1,7 @@
 // Recurrent cell ops: check the arguments, complete them into a CellProblem, allocate, run.
 #include "rnn/rnn_ops.h"
 #include "ops_common.h"
-#include "rnn/rnn.h"
+#include "rnn/rnn_plans.h"
 #include "rnn/rnn_products.h"
 
 #include <c10/core/DeviceGuard.h>
@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
   Tensor h_next = empty_output(input, {p.batch, p.hidden});
   Tensor c_next = empty_output(input, {p.batch, p.hidden});
   Tensor gates = empty_output(input, {keep_gates ? p.batch : 0, kSums * p.hidden});
-  if (p.units() == 0) return {h_next, c_next, gates};
+  if (p.units() == 0 || cell_planned(p, op, 4, keep_gates ? 6 : 2)) return {h_next, c_next, gates};
   const Source x(input), h_(h), c_(c), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
   kernels.lstm_cell(p,
                     {x.data(), h_.data(), c_.data(), wi.data(), wh.data(), bi.data(), bh.data(),
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor> lstm_cell_backward(const OptionalTensor& grad_h,
       after(c_next, gates, p.hidden, op, "c_next");
   Tensor grad_gates = empty_output(gates, gates.sizes());
   Tensor grad_c_prev = empty_output(gates, {p.batch, p.hidden});
-  if (p.units() > 0)
+  if (p.units() > 0 && !elements_planned(p, op, 13))
     kernels.lstm_backward(p,
                           {gh.data(), gc.data(), s.data(), before.data(), after.data(),
                            grad_gates.mutable_data_ptr(), grad_c_prev.mutable_data_ptr()},
@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_cell_double_backward(
   Tensor of_grad_c = empty_output(gates, {p.batch, p.hidden});
   Tensor of_gates = empty_output(gates, gates.sizes());
   Tensor of_c = empty_output(gates, {p.batch, p.hidden});
-  if (p.units() > 0)
+  if (p.units() > 0 && !elements_planned(p, op, 21))
     kernels.lstm_double_backward(
         p,
         {ug.data(), uc.data(), gh.data(), gc.data(), s.data(), before.data(),
@@ -188,7 +188,7 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h, const 
   const c10::DeviceGuard guard(input.device());
   Tensor h_next = empty_output(input, {p.batch, p.hidden});
   Tensor gates = empty_output(input, {keep_gates ? p.batch : 0, kSums * p.hidden});
-  if (p.units() == 0) return {h_next, gates};
+  if (p.units() == 0 || cell_planned(p, "gru_cell", 3, keep_gates ? 5 : 1)) return {h_next, gates};
   const Source x(input), h_(h), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
   kernels.gru_cell(
       p,
@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_h, const
   Tensor grad_x_gates = empty_output(gates, {p.batch, 3 * p.hidden});
   Tensor grad_h_gates = empty_output(gates, {p.batch, 3 * p.hidden});
   Tensor grad_h_prev = empty_output(gates, {p.batch, p.hidden});
-  if (p.units() > 0)
+  if (p.units() > 0 && !elements_planned(p, op, 13))
     kernels.gru_backward(p,
                          {gh.data(), s.data(), before.data(), grad_x_gates.mutable_data_ptr(),
                           grad_h_gates.mutable_data_ptr(), grad_h_prev.mutable_data_ptr()},
@@ -234,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_double_backward(const OptionalTensor
   Tensor of_grad_h = empty_output(gates, {p.batch, p.hidden});
   Tensor of_gates = empty_output(gates, gates.sizes());
   Tensor of_h = empty_output(gates, {p.batch, p.hidden});
-  if (p.units() > 0)
+  if (p.units() > 0 && !elements_planned(p, op, 20))
     kernels.gru_double_backward(
         p,
         {ux.data(), uh.data(), up.data(), gh.data(), s.data(), before.data(),
@@ -253,7 +253,8 @@ Tensor rnn_cell(const Tensor& input, const Tensor& h, const Tensor& w_ih, const 
   const auto& kernels = kernels_for(input, rnn_kernels_for);
   const c10::DeviceGuard guard(input.device());
   Tensor h_next = empty_output(input, {p.batch, p.hidden});
-  if (p.units() == 0) return h_next;
+  if (p.units() == 0 || cell_planned(p, relu ? "rnn_relu_cell" : "rnn_tanh_cell", 1, 1))
+    return h_next;
   const Source x(input), h_(h), wi(w_ih), wh(w_hh), bi(b_ih), bh(b_hh);
   (relu ? kernels.rnn_relu_cell : kernels.rnn_tanh_cell)(
       p,
@@ -278,7 +279,7 @@ Tensor rnn_cell_backward(const Tensor& grad_h, const Tensor& h_next, bool relu) 
   const c10::DeviceGuard guard(h_next.device());
   const Source g(grad_h), after(h_next);
   Tensor grad_sums = empty_output(h_next, {p.batch, p.hidden});
-  if (p.units() > 0)
+  if (p.units() > 0 && !elements_planned(p, "rnn_cell_backward", 3))
     kernels.rnn_backward(p, {g.data(), after.data(), grad_sums.mutable_data_ptr(), relu},
                          context_for(h_next));
   return grad_sums;

@@ -5,7 +5,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "gemm/gemm.h"
+
 namespace weft {
+
+// The kernels of `t`'s target, or where plans are asked for of theirs; null where torch's products
+// serve.
+const GemmKernels* product_kernels_for(const at::Tensor& t);
 
 // op(a) [m, k] times b [k, n], plus `add` [m, n] if defined; op transposes if `transposed`. Nothing
 // is packed: for one step of a cell.

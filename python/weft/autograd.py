@@ -54,7 +54,7 @@ class Function:
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if _inside_transform():
+        if inside_transform():
             return cls._functorch.apply(*args)
         return cls._eager.apply(*args)
 
@@ -67,7 +67,7 @@ def eagerly(function: Any, *args: Any) -> Any:
     return None if torch.compiler.is_compiling() else function(*args)
 
 
-def _inside_transform() -> bool:
+def inside_transform() -> bool:
     """True inside a `torch.func` transform, where `requires_grad` does not tell the whole story."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
@@ -76,7 +76,7 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
     """True if autograd may ask for a gradient of one of `tensors`."""
     if not torch.is_grad_enabled():
         return False
-    return any(t is not None and t.requires_grad for t in tensors) or _inside_transform()
+    return any(t is not None and t.requires_grad for t in tensors) or inside_transform()
 
 
 def autocast_arguments(*tensors: Any) -> Any:
@@ -86,7 +86,7 @@ def autocast_arguments(*tensors: Any) -> Any:
     stays float64) are cast to its dtype; elsewhere they come back as they are.
     """
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
 

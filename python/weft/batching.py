@@ -7,7 +7,7 @@ larger batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,64 @@ def register_batch_rule(
         if isinstance(outputs, Tensor):
             return unfold(outputs)
         values, axes = zip(*map(unfold, outputs), strict=True)
+        return values, axes
+
+    torch.library.register_vmap(op, rule)
+
+
+def register_rows_rule(
+    op: str, rows: Sequence[int | None], results: Sequence[int | None], wanted: bool = False
+) -> None:
+    """Gives `op` a vmap rule that runs all samples as more rows of one batch where that can be.
+
+    Samples that differ in a tensor without rows (a weight), or ask for the gradient of one, which
+    is a sum over rows, are run one after the other.
+
+    Args:
+        op: e.g. "weft::rnn_layer".
+        rows: of each tensor argument, which come first, the axis of its rows, or None.
+        results: the same of each output.
+        wanted: whether the last argument tells which outputs are wanted; others have one dimension.
+    """
+    overload = getattr(torch.ops.weft, op.removeprefix("weft::"))
+
+    def fold(tensor: Tensor, axis: int, samples: int, dim: int | None) -> Tensor:
+        return mapped_first(tensor, dim, samples).movedim(0, axis).flatten(axis, axis + 1)
+
+    def unfold(output: Tensor, axis: int | None, samples: int) -> tuple[Tensor, int | None]:
+        if axis is None or output.dim() == 1:
+            return output, None
+        return output.unflatten(axis, (samples, output.shape[axis] // max(samples, 1))), axis
+
+    def rule(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+        samples = info.batch_size
+        apart = any(
+            isinstance(dim, int) for dim, axis in zip(in_dims, rows, strict=False) if axis is None
+        )
+        if wanted:
+            apart |= any(
+                asked for asked, axis in zip(args[-1], results, strict=True) if axis is None
+            )
+        if apart:
+            found = []
+            for i in range(samples):
+                chosen = (
+                    arg.select(dim, i) if isinstance(dim, int) else arg
+                    for arg, dim in zip(args, in_dims, strict=True)
+                )
+                outputs = overload(*chosen)
+                found.append((outputs,) if isinstance(outputs, Tensor) else outputs)
+            stacked = tuple(map(torch.stack, zip(*found, strict=True)))
+            return (stacked[0], 0) if len(results) == 1 else (stacked, (0,) * len(stacked))
+        folded = list(args)
+        for i, axis in enumerate(rows):
+            if axis is not None and args[i] is not None:
+                folded[i] = fold(args[i], axis, samples, in_dims[i])
+        outputs = overload(*folded)
+        if isinstance(outputs, Tensor):
+            return unfold(outputs, results[0], samples)
+        pairs = zip(outputs, results, strict=True)
+        values, axes = zip(*(unfold(*pair, samples) for pair in pairs), strict=True)
         return values, axes
 
     torch.library.register_vmap(op, rule)

@@ -56,7 +56,7 @@ def _empty(first: Tensor, second: Tensor, size: Sequence[int]) -> Tensor:
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, *window_args: Any) -> Tensor:
     window = ConvWindow(*window_args)
     rank = len(window.stride)
-    size = [input.shape[0], weight.shape[0]]
+    size = [input.shape[0], weight.shape[0] if input.shape[1] else 0]
     for i in range(rank):
         padded = input.shape[2 + i] + window.padding[i] + window.padding[i - rank]
         span = window.dilation[i] * (weight.shape[2 + i] - 1) + 1
@@ -118,7 +118,7 @@ class Conv(Function):
         return (
             conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
             conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
-            conv_bias_grad(grad) if bias_needs else None,
+            _of_bias(grad, weight_size) if bias_needs else None,
             None,
         )
 
@@ -155,11 +155,16 @@ class ConvActivated(Function):
         return (
             conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
             conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
-            conv_bias_grad(grad) if bias_needs else None,
+            _of_bias(grad, weight_size) if bias_needs else None,
             None,
             None,
             None,
         )
+
+
+def _of_bias(grad: Tensor, weight_size: torch.Size) -> Tensor:
+    """The bias's gradient; a convolution of no channels makes none, and leaves its bias alone."""
+    return conv_bias_grad(grad) if weight_size[1] else grad.new_zeros(weight_size[0])
 
 
 def _of_sum(grad: Tensor, output: Tensor, activation: str, slope: float) -> Tensor:
@@ -269,6 +274,8 @@ def conv_activated(
     slope: float,
     window: ConvWindow,
 ) -> Tensor:
+    if activation == "none":  # whose backward needs no output
+        return conv(input, weight, bias, window)
     if needs_grad(input, weight, bias):
         return ConvActivated.apply(input, weight, bias, activation, slope, window)
     return _ops.conv_activated(input, weight, bias, activation, slope, *window)
@@ -343,7 +350,7 @@ def _padding_of(
     return leading if leading == trailing else leading + trailing
 
 
-def _conv_nd(
+def conv_arguments(
     rank: int,
     input: Tensor,
     weight: Tensor,
@@ -352,9 +359,8 @@ def _conv_nd(
     padding: _Ints | str,
     dilation: _Ints,
     groups: int,
-    activation: str = "none",
-    slope: float = 0.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor | None, ConvWindow]:
+    """The arguments of a convolution with an int for each axis, as autocast has them."""
     op = f"conv{rank}d"
     _check_ranks(op, rank, input, weight)
     stride = _per_axis(op, "stride", stride, rank)
@@ -363,13 +369,14 @@ def _conv_nd(
         padding = _padding_of(padding, weight.shape[2:], stride, dilation)
     else:
         padding = _per_axis(op, "padding", padding, rank)
-    window = ConvWindow(stride, padding, dilation, groups)
     input, weight, bias = autocast_arguments(input, weight, bias)
+    return input, weight, bias, ConvWindow(stride, padding, dilation, groups)
+
+
+def _conv_nd(rank: int, *arguments: Any) -> Tensor:
+    input, weight, bias, window = conv_arguments(rank, *arguments)
     if input.dim() == rank + 1:
-        batch = input.unsqueeze(0)
-        return conv_activated(batch, weight, bias, activation, slope, window).squeeze(0)
-    if activation != "none":
-        return conv_activated(input, weight, bias, activation, slope, window)
+        return conv(input.unsqueeze(0), weight, bias, window).squeeze(0)
     return conv(input, weight, bias, window)
 
 
@@ -407,6 +414,11 @@ def _check_transposed(
             f"weft: {op}: Given transposed=1, weight of size {list(weight.shape)}, expected input"
             f"{list(input.shape)} to have {weight.shape[0]} channels, but got {input.shape[1]} "
             "channels instead"
+        )
+    if weight.shape[1] == 0:
+        raise RuntimeError(
+            f"weft: {op}: expected weight to have output channels at dimension 1, but got weight "
+            f"of size {list(weight.shape)}"
         )
     if any(extent <= 0 for extent in input.shape[2:]):
         raise RuntimeError(

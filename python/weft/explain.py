@@ -32,8 +32,10 @@ class Ceilings(Protocol):
 
 @dataclass(frozen=True)
 class PlannedLaunch:
-    """One kernel launch of one weft op.
+    """One kernel launch of one weft op, or `launches` alike, such as the steps of a sequence.
 
+    Bytes and operations are of all of them. `threads` are a block's; on CPU, where `blocks` is 0,
+    as many as the work is worth, or 0 where the plan leaves that open.
     `kernel` is None for an op whose family has no plans yet: its bytes are then those of its
     operands, and its operations are not known.
     """
@@ -46,6 +48,7 @@ class PlannedLaunch:
     tile: dict[str, int] = field(default_factory=dict)
     blocks: int = 0  # 0: not a CUDA launch
     threads: int = 0
+    launches: int = 1
     shared_bytes: int = 0
     bytes: int = 0
     least_bytes: int = 0
@@ -67,7 +70,7 @@ class Explanation(list[PlannedLaunch]):
         table = Table(title=f"weft on {self.target}")
         for name in ("op", "kernel", "path", "tile"):
             table.add_column(name, overflow="fold")
-        for name in ("blocks", "threads", "shared", "MB", "of least", "MFLOP"):
+        for name in ("launches", "blocks", "threads", "shared", "MB", "of least", "MFLOP"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("bound")
         if timed:
@@ -78,6 +81,7 @@ class Explanation(list[PlannedLaunch]):
                 launch.kernel or "no plan",
                 launch.path,
                 " ".join(f"{axis}{extent}" for axis, extent in launch.tile.items() if extent > 1),
+                str(launch.launches),
                 str(launch.blocks or ""),
                 str(launch.threads or ""),
                 f"{launch.shared_bytes / 1024:.0f} KiB" if launch.shared_bytes else "",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from weft.autograd import Function, autocast_arguments, needs_grad
+from weft.batching import register_rows_rule
 
 _ops = torch.ops.weft
 _mdlstm = _ops.mdlstm.default
@@ -53,6 +54,15 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 @torch.library.register_fake("weft::mdlstm_double_backward")
 def _(*args: Any) -> tuple[Tensor, ...]:
     return _wanted(args[6], [args[5].shape, *_sizes(*args[6:10])], args[-1])
+
+
+# ---- vmap ----------------------------------------------------------------------------------------
+
+_ROWS = (2, *(None,) * (_TENSORS - 1))  # of the arguments, the axis of rows
+
+register_rows_rule("weft::mdlstm", _ROWS, (2, 2, 2))
+register_rows_rule("weft::mdlstm_gradients", (2, *_ROWS[:-1], 2, 2, 2), _ROWS, wanted=True)
+register_rows_rule("weft::mdlstm_double_backward", (*_ROWS, 2, *_ROWS), (2, *_ROWS), wanted=True)
 
 
 # ---- autograd ------------------------------------------------------------------------------------

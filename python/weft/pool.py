@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -400,23 +400,22 @@ def channel_pool(
         # Groups that touch run on from position to position of a map's row.
         row = moved.shape[-2] * channels if touching and moved.dim() > 2 else channels
         rows = moved.reshape(moved.numel() // max(row, 1), 1, row)
-        y = _pooled_windows(rows, (kernel_size,), (stride,), mode, ceil_mode)
+        y = _pooled_groups(1, rows, kernel_size, stride, mode, ceil_mode)
         outputs = y.shape[-1] * channels // row
         return y.reshape(*moved.shape[:-1], outputs).movedim(-1, dim)
     axis = dim % input.dim()
     before, behind = input.shape[:axis], input.shape[axis + 1 :]
     planes = input.reshape(math.prod(before), 1, channels, math.prod(behind))
-    y = _pooled_windows(planes, (kernel_size, 1), (stride, 1), mode, ceil_mode)
+    y = _pooled_groups(2, planes, (kernel_size, 1), (stride, 1), mode, ceil_mode)
     return y.reshape(*before, y.shape[2], *behind)
 
 
-def _pooled_windows(
-    input: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], mode: str, ceil_mode: bool
+def _pooled_groups(
+    rank: int, input: Tensor, kernel_size: Size, stride: Size, mode: str, ceil_mode: bool
 ) -> Tensor:
-    none, once = (0,) * len(stride), (1,) * len(stride)
     if mode == "mean":
-        return _pooled_avg(input, AvgWindow(kernel_size, stride, none, ceil_mode, True, None))
-    return _pooled_max(input, MaxWindow(kernel_size, stride, none, once, ceil_mode), False)
+        return _avg_pool(rank, input, kernel_size, stride, 0, ceil_mode, True)
+    return cast(Tensor, _max_pool(rank, input, kernel_size, stride, 0, 1, ceil_mode, False))
 
 
 def weighted_avg_pool2d(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from weft import _C
-from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
+from weft.autograd import Function, autocast_arguments, eagerly, inside_transform, needs_grad
+from weft.batching import register_batch_rule, register_rows_rule
 
 _ops = torch.ops.weft
 _lstm_cell = _ops.lstm_cell.default
@@ -169,7 +170,28 @@ def _(
     ]
 
 
+# ---- vmap ----------------------------------------------------------------------------------------
+
+register_rows_rule("weft::lstm_cell", (0, 0, 0, *(None,) * 4), (0, 0, 0))
+register_rows_rule("weft::gru_cell", (0, 0, *(None,) * 4), (0, 0))
+register_rows_rule("weft::rnn_cell", (0, 0, *(None,) * 4), (0,))
+for _name in ("lstm_cell", "gru_cell"):
+    register_batch_rule(f"weft::{_name}_backward", lambda *_: 1)
+    register_batch_rule(f"weft::{_name}_double_backward", lambda *_: 1)
+
+
 # ---- autograd: LSTM ------------------------------------------------------------------------------
+
+
+def _in_parts(*grads: Tensor | None) -> bool:
+    """Whether backward is made of differentiable parts: neither `torch.vmap` nor its predecessor,
+    which `torch.autograd.grad(is_grads_batched=True)` uses, can map the op for it.
+    """
+    if torch.is_grad_enabled() or inside_transform():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
 
 
 def _added(gradient: Tensor, more: Tensor | None) -> Tensor:
@@ -206,7 +228,7 @@ class LSTMCell(Function):
         gates, c, c_next, input, h, w_ih, w_hh = ctx.saved_tensors
         *of_arguments, of_b_ih, of_b_hh = ctx.needs_input_grad
         wanted = [*of_arguments, of_b_ih or of_b_hh]
-        if torch.is_grad_enabled() or grad_sums is not None:
+        if _in_parts(grad_h, grad_c) or grad_sums is not None:
             grad_gates, of_c = LSTMCellBackward.apply(grad_h, grad_c, gates, c, c_next)
             grad_gates = _added(grad_gates, grad_sums)
             return (
@@ -278,7 +300,7 @@ class GRUCell(Function):
         wanted = ctx.needs_input_grad
         if grad_h is None:
             grad_h = torch.zeros_like(h)
-        if torch.is_grad_enabled() or grad_sums is not None:
+        if _in_parts(grad_h) or grad_sums is not None:
             of_x_sums, of_h_sums, of_h = GRUCellBackward.apply(grad_h, gates, h)
             if grad_sums is not None:
                 r, z, n, q = grad_sums.chunk(4, 1)
@@ -349,7 +371,7 @@ class RNNCell(Function):
         h_next, input, h, w_ih, w_hh = ctx.saved_tensors
         *of_arguments, of_b_ih, of_b_hh, _ = ctx.needs_input_grad
         wanted = [*of_arguments, of_b_ih or of_b_hh]
-        if torch.is_grad_enabled():
+        if _in_parts(grad_h):
             slope = (h_next > 0).to(h_next.dtype) if ctx.relu else 1 - h_next * h_next
             grad = grad_h * slope
             return (

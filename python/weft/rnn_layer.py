@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weft.autograd import Function, autocast_arguments, needs_grad
+from weft.batching import register_rows_rule
 
 _ops = torch.ops.weft
 _rnn_layer = _ops.rnn_layer.default
@@ -86,6 +87,36 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     of_arguments = _argument_sizes(input, h0, w_ih, w_hh, args[-3])
     whole = (*input.shape[:2], h0.shape[1])
     return _wanted(input, [whole, *of_arguments[1:3], *of_arguments], args[-1])
+
+
+@torch.library.register_fake("weft::random_mask")
+def _(seed: Tensor, like: Tensor, size: Any, p: float) -> Tensor:
+    return like.new_empty(size)
+
+
+# ---- vmap ----------------------------------------------------------------------------------------
+
+# The axis of rows of: input, h0, c0 and eight parameters; output, h_n and c_n; lengths, resets and
+# masks; what is kept of the steps.
+_LAYER_ROWS = (1, 0, 0, *(None,) * (_TENSORS - 3))
+_STATE_ROWS = (1, 0, 0)
+_MASK_ROWS = (0, 1, 0, 1, 1)
+_KEPT_ROWS = (1,) * _KEPT
+
+register_rows_rule("weft::random_mask", (None, None), (None,))
+register_rows_rule("weft::rnn_layer", (*_LAYER_ROWS, *_MASK_ROWS), (*_STATE_ROWS, *_KEPT_ROWS[1:]))
+register_rows_rule(
+    "weft::rnn_layer_gradients",
+    (*_STATE_ROWS, *_LAYER_ROWS[:-2], *_KEPT_ROWS, *_MASK_ROWS),
+    _LAYER_ROWS,
+    wanted=True,
+)
+register_rows_rule(
+    "weft::rnn_layer_double_backward",
+    (*_LAYER_ROWS, *_STATE_ROWS, *_LAYER_ROWS, *_MASK_ROWS),
+    (*_STATE_ROWS, *_LAYER_ROWS),
+    wanted=True,
+)
 
 
 # ---- autograd ------------------------------------------------------------------------------------
@@ -173,6 +204,17 @@ class RNNLayerGradients(Function):
         )
         pairs = zip(found, wanted, strict=True)
         return (*(t if asked else None for t, asked in pairs), *(None,) * (_MASKS + _KEPT + 4))
+
+
+# ---- masks ---------------------------------------------------------------------------------------
+
+
+def random_mask(like: Tensor, size: tuple[int, ...], p: float) -> Tensor:
+    """Ones with probability `p`, elsewhere zeros, of the dtype and device of `like`."""
+    if like.device.type != "cpu":
+        return like.new_empty(size).bernoulli_(p)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+    return _ops.random_mask(seed, like.detach(), size, p)
 
 
 # ---- functional form -----------------------------------------------------------------------------

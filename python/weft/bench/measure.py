@@ -266,6 +266,7 @@ def measure(
     by_flops = cost.flops / ceilings.flops_per_second(row.dtype)
     return {
         "family": row.family,
+        "baseline": row.baseline,
         "op": row.op,
         "shape": row.shape,
         "dtype": str(row.dtype).removeprefix("torch."),

@@ -106,14 +106,15 @@ def summary(measured: Sequence[dict[str, Any]]) -> list[str]:
     """Geometric mean of the ratio for each family and direction, and how many rows fall short."""
     groups = defaultdict(list)
     for row in measured:
-        groups[row["family"], row["direction"]].append(row["ratio"])
+        key = (row["family"], row["direction"], row.get("baseline", "PyTorch"))
+        groups[key].append(row["ratio"])
     lines = []
-    for (family, direction), ratios in groups.items():
+    for (family, direction, baseline), ratios in groups.items():
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         slower = sum(ratio < 1 for ratio in ratios)
         lines.append(
-            f"{family} {direction}: {mean:.2f}x PyTorch's speed (geometric mean of {len(ratios)} "
-            f"rows), {slower} below 1.0"
+            f"{family} {direction}: {mean:.2f}x the speed of {baseline} (geometric mean of "
+            f"{len(ratios)} rows), {slower} below 1.0"
         )
     return lines
 

@@ -28,7 +28,7 @@ from weft.bench.steps import VARIANTS, Steps
 Direction = Literal["f", "fb", "fbb"]
 DIRECTIONS: tuple[Direction, ...] = ("f", "fb")
 
-_MEMORY_FORMAT = {
+MEMORY_FORMAT = {
     "NCL": torch.contiguous_format,
     "NCHW": torch.contiguous_format,
     "NHWC": torch.channels_last,
@@ -74,6 +74,7 @@ class Row(ABC):
     """One problem. Subclasses say what the torch module, its inputs and its least work are."""
 
     family: ClassVar[str]
+    baseline: ClassVar[str] = "PyTorch"
     op: str
     dtype: torch.dtype
     layout: str
@@ -232,7 +233,13 @@ class ConvRow(Row):
         return text + (f" g{self.groups}" if self.groups > 1 else "")
 
     def native(self) -> torch.nn.Module:
-        module = _CLASS[self.op](
+        module: torch.nn.Module = self._layer(_CLASS[self.op]).to(
+            memory_format=MEMORY_FORMAT[self.layout]
+        )
+        return module
+
+    def _layer(self, kind: Any, **options: Any) -> Any:
+        return kind(
             self.size[1],
             self.out_channels,
             self.window,
@@ -241,22 +248,25 @@ class ConvRow(Row):
             dilation=self.dilation,
             groups=self.groups,
             dtype=self.dtype,
+            **options,
         )
-        return module.to(memory_format=_MEMORY_FORMAT[self.layout])
+
+    def _extent(self, extent: int) -> int:
+        window = (self.window, self.stride, self.padding, self.dilation)
+        return _output_extent(extent, *window)
 
     def inputs(self) -> tuple[Tensor, ...]:
         return (random_tensor(self.size, self.dtype, self.layout),)
 
     def cost(self, direction: Direction) -> Cost:
         n, c, *extents = self.size
-        window = (self.window, self.stride, self.padding, self.dilation)
         places = self.window ** len(extents)
         if self.op.startswith("conv_transpose"):
             span = self.dilation * (self.window - 1) + 1
             positions = math.prod((e - 1) * self.stride - 2 * self.padding + span for e in extents)
             products = math.prod(self.size) * (self.out_channels // self.groups) * places
         else:
-            positions = math.prod(_output_extent(e, *window) for e in extents)
+            positions = math.prod(map(self._extent, extents))
             products = n * self.out_channels * positions * (c // self.groups) * places
         outputs = n * self.out_channels * positions
         weights = self.out_channels * (c // self.groups) * places
@@ -272,6 +282,44 @@ class ConvRow(Row):
 
     def with_batch(self, batch: int) -> ConvRow:
         return replace(self, size=(batch, *self.size[1:]))
+
+
+@dataclass(frozen=True)
+class BlockRow(ConvRow):
+    """`weft.nn.ConvBlock2d`, ReLU included, against weft's own layers one by one.
+
+    `pooling` is "", "max" or "avg", of 2×2.
+    """
+
+    family = "conv fused"
+    baseline = "weft's layers one by one"
+    pooling: str = ""
+
+    def native(self) -> torch.nn.Module:
+        pool = {"": None, "max": weft.nn.MaxPool2d, "avg": weft.nn.AvgPool2d}[self.pooling]
+        layers = [self._layer(weft.nn.Conv2d), torch.nn.ReLU(), *([pool(2)] if pool else [])]
+        module: Any = torch.nn.Sequential(*layers)
+        return module.to(memory_format=MEMORY_FORMAT[self.layout])
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        assert isinstance(native, torch.nn.Sequential)
+        block = self._layer(weft.nn.ConvBlock2d, pooling=self.pooling or None)
+        block.load_state_dict(native[0].state_dict())
+        return block.to(memory_format=MEMORY_FORMAT[self.layout])
+
+    def cost(self, direction: Direction) -> Cost:
+        stage = super().cost(direction)
+        if not self.pooling:
+            return stage
+        # The pooled map stands for the whole one, written and read; its windows touch.
+        extents = [self._extent(e) for e in self.size[2:]]
+        planes = self.size[0] * self.out_channels
+        spared = planes * (math.prod(extents) - math.prod(e // 2 for e in extents))
+        passes = 1 if direction == "f" else 2
+        moved = stage.bytes - passes * spared * self.dtype.itemsize
+        kept = planes * math.prod(e // 2 for e in extents)
+        places = 2 * kept if direction == "fb" and self.pooling == "max" else 0
+        return Cost(moved + places, stage.flops + passes * 4 * kept)
 
 
 @dataclass(frozen=True)
@@ -419,7 +467,7 @@ class VariantRow(LayerRow):
 def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
     """Normal values on the CPU; a layout of "" leaves the strides as they come."""
     tensor = torch.randn(size, dtype=torch.float32).to(dtype)
-    return tensor.contiguous(memory_format=_MEMORY_FORMAT[layout]) if layout else tensor
+    return tensor.contiguous(memory_format=MEMORY_FORMAT[layout]) if layout else tensor
 
 
 _F32, _F64, _BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -445,6 +493,17 @@ def _conv(
     """One row for each (dtype, layout, quick); window is (size, stride, padding)."""
     op = op or f"conv{len(size) - 2}d"
     return [ConvRow(op, *variant, size, out_channels, *window, d, g) for variant in variants]
+
+
+def _blocks(
+    size: tuple[int, ...], out_channels: int, window: tuple[int, int, int], layout: str, g: int = 1
+) -> list[Row]:
+    """Bias and ReLU fused, and both poolings with them."""
+    names = {"": "conv2d + relu", "max": "conv2d + relu + max", "avg": "conv2d + relu + avg"}
+    return [
+        BlockRow(op, _F32, layout, False, size, out_channels, *window, 1, g, pooling)
+        for pooling, op in names.items()
+    ]
 
 
 _POOL: list[Row] = [
@@ -510,6 +569,11 @@ _CONV: list[Row] = [
     *_conv((8, 128, 28, 28), 64, (4, 2, 1), (_F32, "NCHW", False), op="conv_transpose2d"),
     *_conv((8, 128, 28, 28), 128, (3, 2, 1), (_F32, "NCHW", False), g=128, op="conv_transpose2d"),
     *_conv((8, 64, 28, 28), 64, (3, 1, 2), (_F32, "NCHW", False), d=2),
+    *_blocks((8, 32, 112, 112), 32, (3, 1, 1), "NCHW", g=32),
+    *_blocks((8, 32, 112, 112), 32, (3, 1, 1), "NHWC", g=32),
+    *_blocks((8, 64, 56, 56), 256, (1, 1, 0), "NCHW"),
+    *_blocks((8, 32, 112, 112), 64, (1, 1, 0), "NHWC"),
+    *_blocks((8, 3, 224, 224), 32, (3, 2, 1), "NCHW"),
 ]
 
 _RNN: list[Row] = [

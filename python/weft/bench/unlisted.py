@@ -9,18 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from weft.bench.rows import Cost, Direction, Row, pool_cost, random_tensor
+from weft.bench.rows import (
+    MEMORY_FORMAT,
+    CellRow,
+    Cost,
+    Direction,
+    LayerRow,
+    Row,
+    pool_cost,
+    random_tensor,
+)
 
 _LAYOUTS = {1: ("NCL",), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 _DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LEAST_BYTES, _MOST_BYTES = 1e5, 3e7
+_MOST_FLOPS, _MOST_RNN_FLOPS = 3e9, 3e10  # forward of a convolution; both passes of a recurrence
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclass(frozen=True)
@@ -34,12 +48,9 @@ class AnyPoolRow(Row):
 
     @property
     def shape(self) -> str:
-        def text(value: Any) -> str:
-            return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
         short = {"kernel_size": "k", "stride": "s", "padding": "p", "output_size": "to "}
-        parts = [short.get(name, f"{name}=") + text(value) for name, value in self.options]
-        return " ".join([text(self.size), *parts])
+        parts = [short.get(name, f"{name}=") + _text(value) for name, value in self.options]
+        return " ".join([_text(self.size), *parts])
 
     def native(self) -> torch.nn.Module:
         module: torch.nn.Module = getattr(torch.nn, self.module)(**dict(self.options))
@@ -108,7 +119,138 @@ def random_pool(random: Random) -> AnyPoolRow:
     return AnyPoolRow(op, dtype, layout, True, size, f"{kind}Pool{rank}d", tuple(options.items()))
 
 
-GENERATORS: dict[str, Callable[[Random], Row]] = {"pool": random_pool}
+@dataclass(frozen=True)
+class AnyConvRow(Row):
+    """Convolution of [N, C, spatial axes] with any arguments of torch's module."""
+
+    family = "conv"
+    size: tuple[int, ...]
+    module: str
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def shape(self) -> str:
+        short = {"stride": "s", "padding": "p", "dilation": "d", "groups": "g"}
+        parts = [short.get(name, f"{name}=") + _text(value) for name, value in self.options]
+        window = f"K{self.out_channels} k{_text(self.kernel_size)}"
+        return " ".join([_text(self.size), window, *parts])
+
+    def native(self) -> torch.nn.Module:
+        module: torch.nn.Module = self._module("cpu").to(memory_format=MEMORY_FORMAT[self.layout])
+        return module
+
+    def _module(self, device: str) -> Any:
+        make = getattr(torch.nn, self.module)
+        placed = {"dtype": self.dtype, "device": device}
+        return make(
+            self.size[1], self.out_channels, self.kernel_size, **dict(self.options), **placed
+        )
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (random_tensor(self.size, self.dtype, self.layout),)
+
+    def cost(self, direction: Direction) -> Cost:
+        module = self._module("meta")
+        with torch.no_grad():
+            output = module(torch.empty(self.size, dtype=self.dtype, device="meta"))
+        inputs, outputs = math.prod(self.size), output.numel()
+        weights = sum(p.numel() for p in module.parameters())
+        bias = self.out_channels if dict(self.options).get("bias", True) else 0
+        # A transposed one is counted by its input, each of which goes to all places of a window.
+        walked = inputs if "Transpose" in self.module else outputs
+        channels = self.size[1] if "Transpose" in self.module else self.out_channels
+        flops = 2 * walked * (weights - bias) // channels
+        moved = inputs + weights + outputs
+        if direction == "f":
+            return Cost(moved * self.dtype.itemsize, flops)
+        moved += outputs + inputs + weights - bias + inputs + weights
+        return Cost(moved * self.dtype.itemsize, 3 * flops)
+
+    def with_batch(self, batch: int) -> AnyConvRow:
+        return replace(self, size=(batch, *self.size[1:]))
+
+
+def random_conv(random: Random) -> AnyConvRow:
+    """Any convolution of at most 3 GFLOP and 30 MB: depthwise, grouped, dense, pointwise, first
+    layers and transposed ones, of all ranks, layouts and dtypes, with windows of 1 to 9."""
+    while True:
+        row = _any_conv(random)
+        cost = row.cost("f")
+        if _LEAST_BYTES < cost.bytes < _MOST_BYTES and cost.flops < _MOST_FLOPS:
+            return row
+
+
+def _any_conv(random: Random) -> AnyConvRow:
+    rank = random.choice((1, 2, 2, 2, 3))
+    most = {1: 4096, 2: 256, 3: 24}[rank]
+    spatial = [min(e, most) for e in _extents(random, rank)]
+    kind = random.choice(("depthwise", "depthwise", "grouped", "dense", "dense", "point", "first"))
+    transposed = random.random() < 0.25
+    channels = random.choice((3, 8, 16, 24, 32, 40, 64, 96, 128, 200, 256, 384))
+    outputs = random.choice((8, 16, 24, 32, 64, 100, 128, 256))
+    groups = 1
+    if kind == "depthwise":
+        groups, outputs = channels, channels * random.choice((1, 1, 1, 2))
+    elif kind == "grouped":
+        groups = random.choice((2, 4, 8))
+        channels, outputs = _multiple(channels, groups), _multiple(outputs, groups)
+    elif kind == "first":
+        channels = random.choice((1, 2, 3, 4))
+    side = 1 if kind == "point" else random.choice((2, 3, 3, 3, 4, 5, 7, 9))
+    sizes = [min(side, e) for e in spatial]
+    stride = random.choice((1, 1, 1, 2, 2, 3)) if kind != "point" else random.choice((1, 1, 1, 2))
+    options: dict[str, Any] = {"stride": stride}
+    if random.random() < 0.7:
+        options["padding"] = tuple(s // 2 for s in sizes)
+    spans = [2 * (s - 1) + 1 for s in sizes]
+    if max(sizes) > 1 and random.random() < 0.15 and all(map(int.__le__, spans, spatial)):
+        options["dilation"] = 2
+    if groups > 1:
+        options["groups"] = groups
+    if random.random() < 0.3:
+        options["bias"] = False
+    size = (random.choice((1, 1, 2, 4, 8, 16)), channels, *spatial)
+    name = f"Conv{'Transpose' if transposed else ''}{rank}d"
+    op = f"conv{'_transpose' if transposed else ''}{rank}d"
+    dtype, layout = random.choice(_DTYPES), random.choice(_LAYOUTS[rank])
+    settings = tuple(options.items())
+    return AnyConvRow(op, dtype, layout, True, size, name, outputs, tuple(sizes), settings)
+
+
+def _multiple(count: int, of: int) -> int:
+    return max(1, count // of) * of
+
+
+def random_rnn(random: Random) -> CellRow | LayerRow:
+    """Cells and layers of at most 30 GFLOP: 1 to 96 rows, 16 to 768 units, up to 200 steps."""
+    while True:
+        cell = random.random() < 0.4
+        hidden = round(math.exp(random.uniform(math.log(16), math.log(768))))
+        if random.random() < 0.5:
+            hidden = max(16, hidden // 16 * 16)
+        batch = random.choice((1, 1, 2, 5, 8, 16, 20, 32, 64, 96))
+        name = random.choice(("lstm", "gru", "rnn"))
+        dtype = random.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
+        row: CellRow | LayerRow
+        if cell:
+            row = CellRow(f"{name}_cell", dtype, "", True, batch, hidden)
+        else:
+            steps = round(math.exp(random.uniform(math.log(4), math.log(200))))
+            padded = batch > 1 and random.random() < 0.15
+            row = LayerRow(
+                name, dtype, "", True, steps, batch, hidden, random.choice((1, 1, 2)), padded
+            )
+        if row.cost("fb").flops < _MOST_RNN_FLOPS and row.cost("fb").bytes < 2e8:
+            return row
+
+
+GENERATORS: dict[str, Callable[[Random], Row]] = {
+    "pool": random_pool,
+    "conv": random_conv,
+    "rnn": random_rnn,
+}
 
 
 def unlisted(family: str, count: int, seed: int) -> list[Row]:

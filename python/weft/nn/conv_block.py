@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weft import conv, pool
+from weft import conv, conv_block
 from weft.nn.conv import Conv1d, Conv2d, Conv3d, _padded
 
 DETECTORS = (None, "relu", "leaky_relu", "tanh", "sigmoid")
@@ -17,7 +17,8 @@ class _ConvBlock:
     """What the blocks of every rank share; a mixin in front of a convolution layer.
 
     The bias and the detector are the last thing that the convolution's kernel does; the pooling
-    reads what it wrote. Backward undoes the detector from its output, which pooling keeps anyway.
+    reads what it wrote while it is in the cache. Backward undoes the detector from its output, or
+    from the maxima alone.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class _ConvBlock:
     def forward(self: Any, input: Tensor) -> Tensor:
         rank = len(self.kernel_size)
         input, padding = _padded(self, input)
-        output = conv._conv_nd(
+        input, weight, bias, window = conv.conv_arguments(
             rank,
             input,
             self.weight,
@@ -76,13 +77,19 @@ class _ConvBlock:
             padding,
             self.dilation,
             self.groups,
-            self.detector or "none",
-            self.negative_slope,
         )
+        unbatched = input.dim() == rank + 1
+        if unbatched:
+            input = input.unsqueeze(0)
+        stages = (input, weight, bias, self.detector or "none", self.negative_slope, window)
         if self.pooling is None:
-            return output
-        function = getattr(pool, f"{self.pooling}_pool{rank}d")
-        return function(output, self.pool_size, self.pool_stride, self.pool_padding)
+            output = conv.conv_activated(*stages)
+        else:
+            pooling = conv_block.pooling_of(
+                rank, self.pooling, self.pool_size, self.pool_stride, self.pool_padding
+            )
+            output = conv_block.conv_pooled(*stages, pooling)
+        return output.squeeze(0) if unbatched else output
 
 
 class ConvBlock1d(_ConvBlock, Conv1d):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from weft.rnn_layer import rnn_layer
+from weft.rnn_layer import random_mask, rnn_layer
 
 _COMMON = ("layer_norm", "zoneout", "recurrent_dropout", "recompute")
 
@@ -110,7 +110,7 @@ class _Layer(torch.nn.RNNBase):
             masks["dropout"] = F.dropout(ones, self.recurrent_dropout)
         if self.training and self.zoneout > 0:
             masks["zones"] = tuple(
-                weight.new_empty((*x.shape[:2], size)).bernoulli_(self.zoneout) for size in sizes
+                random_mask(weight, (*x.shape[:2], size), self.zoneout) for size in sizes
             )
         return masks
 
@@ -230,7 +230,21 @@ class _Layer(torch.nn.RNNBase):
         return resets
 
 
-class RNN(_Layer, torch.nn.RNN):
+class _OneState(_Layer):
+    """A layer whose state is h alone."""
+
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Any:
+        output, (h_n,) = self._run(input, hx, lengths, resets)
+        return output, h_n
+
+
+class RNN(_OneState, torch.nn.RNN):
     """`torch.nn.RNN`, each layer and direction one op over the whole sequence.
 
     Args:
@@ -271,18 +285,8 @@ class RNN(_Layer, torch.nn.RNN):
         self._set_options(layer_norm, zoneout, recurrent_dropout, recompute)
         self._add_norms()
 
-    def forward(
-        self,
-        input: Any,
-        hx: Tensor | None = None,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
-        output, (h_n,) = self._run(input, hx, lengths, resets)
-        return output, h_n
 
-
-class GRU(_Layer, torch.nn.GRU):
+class GRU(_OneState, torch.nn.GRU):
     """`torch.nn.GRU`, each layer and direction one op over the whole sequence.
 
     Args:
@@ -313,16 +317,6 @@ class GRU(_Layer, torch.nn.GRU):
 
     def _cell(self) -> str:
         return "gru" if self.reset_after else "gru_reset_before"
-
-    def forward(
-        self,
-        input: Any,
-        hx: Tensor | None = None,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-    ) -> Any:
-        output, (h_n,) = self._run(input, hx, lengths, resets)
-        return output, h_n
 
 
 class LSTM(_Layer, torch.nn.LSTM):

@@ -1,0 +1,147 @@
+// Convolution, activation and pooling as one: how the work is cut, as a pure function.
+//
+// A task convolves a part of an image's map into a buffer that stays in the second-level cache and
+// pools it from there, so the unpooled map never goes to memory. A part is some groups of a
+// contiguous image (all channels, if it is not depthwise) or a band of the rows of a channels-last
+// one: each is a convolution and a pooling of their own, which the families' kernels run. Every
+// element is summed as in the whole problem, so the bits are those of the two in sequence.
+#pragma once
+
+#include "conv/conv_plan.h"
+#include "pool/pool_plan.h"
+
+namespace weft {
+
+struct BlockProblem {
+  ConvProblem conv;
+  PoolProblem pool;  // of the convolution's output
+  bool maximum = true;
+};
+
+struct BlockPlan {
+  enum class Path : uint8_t { sequence, groups, bands };
+
+  Path path = Path::sequence;
+  int axis = 1;        // bands: of which axis
+  int64_t step = 1;    // groups, or pooled rows, of a task
+  int64_t parts = 1;   // tasks of an image
+  int64_t buffer = 0;  // elements: the largest part of the unpooled map
+};
+
+namespace block_plan {
+
+constexpr int64_t kBufferBytes = 256 * 1024;
+// Maps of fewer bytes stay in the cache anyway.
+constexpr int64_t kLeastBytes = 1 << 20;
+// Weights are packed again for each part: so many outputs for each are worth that.
+constexpr int64_t kOutputsPerWeight = 4;
+
+// Elements of a row of a channels-last map.
+constexpr int64_t row_elements(const int64_t (&extent)[3], int axis, int64_t channels) {
+  int64_t positions = 1;
+  for (int i = axis + 1; i < 3; ++i) positions *= extent[i];
+  return positions * channels;
+}
+
+// Rows of the unpooled map that pooled rows [begin, end) read.
+inline Range band_rows(const PoolProblem& p, int axis, int64_t begin, int64_t end) {
+  const PoolWindow& window = p.window[axis];
+  const int64_t first = window.first_input(begin);
+  const int64_t last = window.first_input(end - 1) + window.span();
+  return {first > 0 ? first : 0, last < p.in[axis] ? last : p.in[axis]};
+}
+
+}  // namespace block_plan
+
+// `lanes`: numbers of the accumulation type in a vector.
+inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
+  using namespace block_plan;
+  const ConvProblem& p = b.conv;
+  const int64_t image = p.out_channels() * p.out_positions();
+  const int64_t size = size_of(p.dtype);
+  const bool dense = conv_gather_path(p, false, lanes) == ConvPath::product;
+  BlockPlan plan;
+  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
+      conv_gather_path(p, false, lanes) == ConvPath::planes || pool_transposes(b.pool) ||
+      p.weight_elements() * kOutputsPerWeight > image)
+    return plan;
+  if (!p.channels_last) {
+    const int64_t group = p.k * p.out_positions();
+    plan.path = BlockPlan::Path::groups;
+    // The product takes one group of few channels another way than several: all stay together.
+    const int64_t fit = dense ? p.groups : kBufferBytes / (group * size);
+    plan.parts = ceil_div(p.groups, fit > 1 ? fit : 1);
+    plan.step = ceil_div(p.groups, plan.parts);
+    plan.buffer = plan.step * group;
+    return plan;
+  }
+  plan.axis = p.out[0] > 1 ? 0 : 1;
+  // A part must not be a single output of the whole map: that is summed in another order.
+  if (b.pool.out[2] <= 1 || (plan.axis == 0 && b.pool.out[1] <= 1)) return plan;
+  const PoolWindow& window = b.pool.window[plan.axis];
+  const int64_t rest = row_elements(p.out, plan.axis, p.out_channels()),
+                rows = b.pool.out[plan.axis];
+  const int64_t least = dense ? p.weight_elements() * kOutputsPerWeight : 0;
+  const int64_t wanted = kBufferBytes / size > least ? kBufferBytes / size : least;
+  const int64_t fit = (wanted / rest - window.span()) / window.stride + 1;
+  plan.path = BlockPlan::Path::bands;
+  plan.parts = ceil_div(rows, fit > 1 ? fit : 1);
+  plan.step = ceil_div(rows, plan.parts);
+  plan.parts = ceil_div(rows, plan.step);
+  plan.buffer = ((plan.step - 1) * window.stride + window.span()) * rest;
+  return plan;
+}
+
+// ---- the parts ---------------------------------------------------------------------------------
+
+// A part as a problem of its own, and where its operands begin.
+struct BlockPart {
+  ConvProblem conv;
+  PoolProblem pool;
+  int64_t x, w, bias, y;  // elements
+};
+
+inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t task) {
+  const ConvProblem& whole = b.conv;
+  const int64_t n = task / plan.parts, begin = task % plan.parts * plan.step;
+  BlockPart part{whole, b.pool, 0, 0, 0, 0};
+  ConvProblem& conv = part.conv;
+  PoolProblem& pool = part.pool;
+  conv.n = 1;
+  part.x = n * whole.in_channels() * whole.in_positions();
+  part.y = n * whole.out_channels() * pool.out_positions();
+  if (plan.path == BlockPlan::Path::groups) {
+    conv.groups = whole.groups - begin < plan.step ? whole.groups - begin : plan.step;
+    part.x += begin * whole.c * whole.in_positions();
+    part.w = begin * whole.k * whole.c * whole.window_elements();
+    part.bias = begin * whole.k;
+    part.y += part.bias * pool.out_positions();
+    pool.outer = conv.out_channels();
+    return part;
+  }
+  using block_plan::row_elements;
+  const int axis = plan.axis;
+  const int64_t rows = pool.out[axis];
+  const int64_t end = rows - begin < plan.step ? rows : begin + plan.step;
+  const Range read = block_plan::band_rows(pool, axis, begin, end);
+  part.y += begin * row_elements(pool.out, axis, pool.inner);
+  conv.out[axis] = read.end - read.begin;
+  // The band's own rows of the input alone, at least one: kernels copy what they are given.
+  Window& window = conv.window[axis];
+  window.padding -= read.begin * window.stride;
+  const auto inside = [&](int64_t row, int64_t least) {
+    return row < least ? least : row < whole.in[axis] ? row : whole.in[axis] - 1;
+  };
+  const int64_t first = inside(-window.padding, 0);
+  const int64_t last = window.first_input(conv.out[axis] - 1) + window.span() - 1;
+  part.x += first * row_elements(whole.in, axis, whole.in_channels());
+  conv.in[axis] = inside(last, first) + 1 - first;
+  window.padding += first;
+  pool.outer = 1;
+  pool.in[axis] = conv.out[axis];
+  pool.out[axis] = end - begin;
+  pool.window[axis].padding += read.begin - begin * pool.window[axis].stride;
+  return part;
+}
+
+}  // namespace weft

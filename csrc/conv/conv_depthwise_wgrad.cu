@@ -1,0 +1,164 @@
+// The weight gradient of a depthwise convolution on CUDA.
+//
+// A block owns a chunk of channels and a run of tiles: for each it copies the box of the input and
+// the tile of gradients to shared memory, and adds up x · gy for every (place, channel), in
+// channels-last maps for 8 bytes of channels together. Where those are fewer than the threads,
+// several threads share each, a row of the tile in turn, and meet in shared memory, in order. The
+// maps are so read once; where the tiles are split among blocks, a second launch adds their sums in
+// order. Bound: bytes for small windows, loads from shared memory for large ones.
+#include "conv/conv_cuda.h"
+#include "conv/conv_depthwise_tile.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+using device::load;
+using device::store;
+
+constexpr int kThreads = depthwise_plan::kThreads;
+
+// The outputs of a tile, relative to it, that read inside the map at one place of an axis, and the
+// source of output 0 of the tile, relative to the box.
+struct PlaceRange {
+  int begin, end, source;
+};
+
+WEFT_DEVICE PlaceRange place_range(const GatherAxis& axis, int place, int first, int extent,
+                                   const Hull& box) {
+  const Window& w = axis.window;
+  const int64_t at = w.first_input(first) + place * w.dilation;  // what output `first` reads
+  const int64_t begin = at >= 0 ? 0 : ceil_div(-at, w.stride);
+  const int64_t last = axis.source - at;
+  const int64_t end = last <= 0 ? 0 : ceil_div(last, w.stride);
+  return {static_cast<int>(begin), static_cast<int>(end < extent ? end : extent),
+          static_cast<int>(at - box.begin)};
+}
+
+// x · gy of kPack neighbouring channels and one place over rows lane, lane + lanes, ... of the
+// tile.
+template <int kPack, class T>
+WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& walk,
+                                                           const DepthwiseBlock& b, const T* box,
+                                                           const T* tile, int channel, int place,
+                                                           int lane, int lanes) {
+  using Values = device::Pack<T, kPack>;
+  device::Pack<accumulate_t<T>, kPack> sums{};
+  const int in_plane = place % walk.place_step[0];
+  const int at[3] = {place / walk.place_step[0], in_plane / walk.place_step[1],
+                     in_plane % walk.place_step[1]};
+  PlaceRange range[3];
+  for (int a = 0; a < 3; ++a) {
+    range[a] = place_range(walk.axis[a], at[a], b.first[a], b.extent[a], b.box[a]);
+    if (range[a].begin >= range[a].end) return sums;
+  }
+  const int heights = range[1].end - range[1].begin;
+  const int depths = range[0].end - range[0].begin;
+  const auto stride = [&](int a) { return static_cast<int>(walk.axis[a].window.stride); };
+  const int value_step = stride(2) * walk.box.w;
+  for (int row = lane; row < b.images * depths * heights; row += lanes) {
+    const int h = range[1].begin + row % heights;
+    const int d = range[0].begin + row / heights % depths;
+    const int image = row / heights / depths;
+    const T* value = box + image * walk.box.image + channel * walk.box.channel +
+                     (range[0].source + d * stride(0)) * walk.box.d +
+                     (range[1].source + h * stride(1)) * walk.box.h +
+                     (range[2].source + range[2].begin * stride(2)) * walk.box.w;
+    const T* gradient = tile + image * walk.out.image + channel * walk.out.channel +
+                        d * walk.out.d + h * walk.out.h + range[2].begin * walk.out.w;
+    device::Pack<accumulate_t<T>, kPack> part{};
+    for (int w = range[2].begin; w < range[2].end; ++w) {
+      const auto& x = *reinterpret_cast<const Values*>(value);
+      const auto& gy = *reinterpret_cast<const Values*>(gradient);
+      WEFT_UNROLL
+      for (int c = 0; c < kPack; ++c) part[c] += widen(x[c]) * widen(gy[c]);
+      value += value_step;
+      gradient += walk.out.w;
+    }
+    WEFT_UNROLL
+    for (int c = 0; c < kPack; ++c) sums[c] += part[c];
+  }
+  return sums;
+}
+
+// Without splits the sums are the gradient; else they are one of `partial` [splits, G, places].
+template <class T, int kPack>
+WEFT_GLOBAL WEFT_HOT void conv_depthwise_wgrad(DepthwiseWalk walk, int64_t tiles, int splits,
+                                               const T* x, const T* gy, accumulate_t<T>* partial,
+                                               T* gw) {
+  using Acc = accumulate_t<T>;
+  device::SharedMemory shared;
+  T* box = shared.take<T>(walk.box.elements);
+  T* tile = shared.take<T>(walk.out.elements);
+  const int all = walk.tile_channels * walk.places;
+  Acc* sums = shared.take<Acc>(all > kThreads * kPack ? all : kThreads * kPack);
+  const auto index = static_cast<unsigned>(device::block_index());
+  const unsigned chunk = index % walk.chunks;
+  const int split = static_cast<int>(index / walk.chunks);
+  const int64_t each = (tiles + splits - 1) / splits;
+  const int64_t end = (split + 1) * each < tiles ? (split + 1) * each : tiles;
+  const int thread = device::thread_index();
+  const int packs = all / kPack;
+  const int lanes = packs < kThreads ? kThreads / packs : 1;  // threads that share a pack of sums
+  for (int i = thread; i < lanes * all; i += kThreads) sums[i] = 0;
+
+  int channels = 0;
+  for (int64_t at = split * each; at < end; ++at) {
+    const DepthwiseBlock b = depthwise_block(walk, chunk, static_cast<unsigned>(at));
+    channels = b.channels;
+    const int begin[3] = {b.box[0].begin, b.box[1].begin, b.box[2].begin};
+    const int size[3] = {b.box[0].size, b.box[1].size, b.box[2].size};
+    copy_box(walk, b, x, walk.source, begin, size, walk.box, walk.copy, box);
+    copy_box(walk, b, gy, walk.target, b.first, b.extent, walk.out, walk.copy_out, tile);
+    device::cp_async_commit();
+    device::cp_async_wait<0>();
+    device::barrier();
+    for (int i = thread; i < lanes * packs; i += kThreads) {
+      const int at_pack = i % packs * kPack;
+      // Neighbouring threads take neighbouring channels where those are neighbours in memory.
+      const int channel = walk.channels_last ? at_pack % walk.tile_channels : at_pack / walk.places;
+      const int place = walk.channels_last ? at_pack / walk.tile_channels : at_pack % walk.places;
+      if (channel >= channels) continue;
+      const auto more = tile_sums<kPack>(walk, b, box, tile, channel, place, i / packs, lanes);
+      Acc* to = sums + i / packs * all + at_pack;
+      for (int c = 0; c < kPack; ++c) to[c] += more[c];
+    }
+    device::barrier();
+  }
+
+  const int64_t first = int64_t{1} * chunk * walk.tile_channels * walk.places;
+  for (int i = thread; i < channels * walk.places; i += kThreads) {
+    const int channel = i / walk.places;
+    const int place = i % walk.places;
+    const int sum =
+        walk.channels_last ? place * walk.tile_channels + channel : channel * walk.places + place;
+    Acc total = 0;
+    for (int lane = 0; lane < lanes; ++lane) total += sums[lane * all + sum];
+    if (splits == 1)
+      store(gw + first + i, narrow<T>(total));
+    else
+      store(partial + int64_t{1} * split * walk.channels * walk.places + first + i, total);
+  }
+}
+
+}  // namespace
+
+void launch_depthwise_wgrad(const ConvProblem& p, const DepthwisePlan& plan, const void* x,
+                            const void* gy, void* gw, const Context& context) {
+  const DepthwiseWalk walk = depthwise_walk(p, plan, false, x, gy);
+  const bool split = plan.splits > 1;
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using Acc = accumulate_t<T>;
+    constexpr int kPack = 8 / sizeof(T);
+    const bool packs = p.channels_last && p.groups % kPack == 0 && plan.channels % kPack == 0;
+    device::launch(
+        {"conv_depthwise_wgrad", plan.chunks * plan.splits, kThreads, plan.bytes, context.stream},
+        packs ? conv_depthwise_wgrad<T, kPack> : conv_depthwise_wgrad<T, 1>, walk, plan.tiles,
+        plan.splits, static_cast<const T*>(x), static_cast<const T*>(gy),
+        split ? static_cast<Acc*>(context.workspace) : nullptr,
+        split ? nullptr : static_cast<T*>(gw));
+  });
+  if (split) launch_wgrad_sum(p, plan.splits, context.workspace, gw, context);
+}
+
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,104 @@
+// Which way a convolution takes: pure functions of the problem, free of SIMD and of torch, so that
+// they can be tested and explained without running anything.
+#pragma once
+
+#include "conv/conv.h"
+
+namespace weft {
+
+// Numbers of the accumulation type in a vector of a CPU target.
+constexpr int64_t conv_lanes(Target target, DType dtype) {
+  const int64_t bytes = target == Target::avx512 ? 64 : target == Target::avx2 ? 32 : 16;
+  return bytes / (dtype == DType::f64 ? 8 : 4);
+}
+
+enum class ConvStep : uint8_t { fprop, dgrad, wgrad, bias_grad };
+
+constexpr const char* name_of(ConvStep step) {
+  constexpr const char* kNames[] = {"conv_fprop", "conv_dgrad", "conv_wgrad", "conv_bias_grad"};
+  return kNames[static_cast<int>(step)];
+}
+
+enum class ConvPath : uint8_t {
+  rows,     // depthwise, contiguous: vectors along W, rows share their loads
+  pixels,   // depthwise, channels-last: vectors along the channels
+  product,  // vectors along the channels, pixels are rows of a tile product
+  planes,   // contiguous, too few channels for a vector: flat runs over a band of planes
+};
+
+constexpr const char* name_of(ConvPath path) {
+  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes"};
+  return kNames[static_cast<int>(path)];
+}
+
+// Depthwise, or contiguous without a channel that a vector would run along.
+WEFT_HD constexpr bool conv_is_depthwise(const ConvProblem& p) {
+  return p.c == 1 && p.k == 1 && (p.groups > 1 || !p.channels_last);
+}
+
+// `lanes`: numbers of the accumulation type in a vector; `channels`: of one group, on the side that
+// vectors would run along.
+WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int64_t lanes) {
+  if (conv_is_depthwise(p)) return p.channels_last ? ConvPath::pixels : ConvPath::rows;
+  return p.channels_last || channels >= lanes ? ConvPath::product : ConvPath::planes;
+}
+
+// fprop and dgrad.
+WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
+  return conv_path(p, transposed ? p.c : p.k, lanes);
+}
+WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
+  return conv_path(p, p.c > p.k ? p.c : p.k, lanes);
+}
+
+// ---- costs -------------------------------------------------------------------------------------
+
+// The three products of a convolution exchange roles, and cost the same.
+WEFT_HD constexpr int64_t conv_flops(const ConvProblem& p, ConvStep step) {
+  if (step == ConvStep::bias_grad) return p.out_elements();
+  return 2 * p.out_elements() * p.c * p.window_elements();
+}
+
+// Every operand once.
+WEFT_HD constexpr int64_t conv_least_bytes(const ConvProblem& p, ConvStep step) {
+  const int64_t elements = step == ConvStep::bias_grad
+                               ? p.out_elements() + p.out_channels()
+                               : p.in_elements() + p.weight_elements() + p.out_elements();
+  return elements * size_of(p.dtype);
+}
+
+// With the copies that the product makes of contiguous operands: written and read once more.
+WEFT_HD constexpr int64_t conv_bytes(const ConvProblem& p, ConvStep step, ConvPath path) {
+  int64_t copied = 0;
+  if (path == ConvPath::product && !p.channels_last) {
+    if (step != ConvStep::dgrad) copied += p.in_elements();
+    if (step != ConvStep::fprop) copied += p.out_elements();
+  }
+  return conv_least_bytes(p, step) + 2 * copied * size_of(p.dtype);
+}
+
+// ---- CUDA --------------------------------------------------------------------------------------
+
+// The walk of conv.cu: a thread an element, a warp a weight, a block a channel's bias.
+struct ConvWalk {
+  int64_t blocks;
+  int threads;
+  int64_t shared_bytes;
+};
+
+WEFT_HD constexpr ConvWalk conv_walk(const ConvProblem& p, ConvStep step) {
+  constexpr int kThreads = 256, kWarp = 32, kWgradThreads = 128;
+  switch (step) {
+    case ConvStep::fprop:
+      return {ceil_div(p.out_elements(), kThreads), kThreads, 0};
+    case ConvStep::dgrad:
+      return {ceil_div(p.in_elements(), kThreads), kThreads, 0};
+    case ConvStep::wgrad:
+      return {ceil_div(p.weight_elements(), kWgradThreads / kWarp), kWgradThreads, 0};
+    default:
+      return {p.out_channels(), kThreads,
+              kThreads / kWarp * (p.dtype == DType::f64 ? int64_t{8} : int64_t{4})};
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,77 @@
+// What the convolution ops tell of themselves where plans are asked for.
+#include "conv/conv_ops.h"
+#include "conv/conv_plan_cuda.h"
+#include "ops_common.h"
+
+namespace weft {
+namespace {
+
+// Adds what CUDA would launch.
+void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
+  const ConvWalk walk = conv_walk(p, step);
+  plan.path = "walk";
+  plan.blocks = walk.blocks;
+  plan.threads = walk.threads;
+  plan.shared_bytes = walk.shared_bytes;
+  if (step == ConvStep::bias_grad) return note_plan(std::move(plan));
+  const ConvProduct product = step == ConvStep::fprop   ? ConvProduct::fprop
+                              : step == ConvStep::dgrad ? ConvProduct::dgrad
+                                                        : ConvProduct::wgrad;
+  const ConvCudaPlan cuda = plan_conv_cuda(p, product);
+  if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));
+  plan.kernel += "_product";
+  plan.path = cuda.plain ? "product" : "product on tensor cores";
+  plan.tile = {{"m", cuda.tile.m}, {"n", cuda.tile.n}, {"k", cuda.tile.k}};
+  plan.blocks = cuda.blocks;
+  plan.threads = cuda.tile.threads();
+  plan.shared_bytes = 0;        // the kernel's own, by its tile
+  if (step == ConvStep::dgrad)  // a launch for each phase
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t stride = p.window[axis].stride, extent = p.in[axis];
+      plan.launches *= stride < extent ? stride : extent;
+    }
+  note_plan(std::move(plan));
+  if (step != ConvStep::wgrad) return;
+  Plan sum;
+  sum.kernel = "conv_wgrad_sum";
+  sum.path = "sum of splits";
+  sum.threads = 256;
+  sum.blocks = ceil_div(p.weight_elements(), sum.threads);
+  sum.flops = cuda.splits * p.weight_elements();
+  sum.bytes = sum.least_bytes = wgrad_workspace(p, cuda) + p.weight_elements() * size_of(p.dtype);
+  note_plan(std::move(sum));
+}
+
+void note(const ConvProblem& p, ConvStep step) {
+  Plan plan;
+  plan.kernel = name_of(step);
+  plan.flops = conv_flops(p, step);
+  plan.bytes = plan.least_bytes = conv_least_bytes(p, step);
+  const Target target = planned_target();
+  if (target == Target::cuda || target == Target::cuda_on_host)
+    return note_cuda(p, step, std::move(plan));
+  if (step == ConvStep::bias_grad) {
+    plan.path = p.channels_last ? "pixels" : "planes";
+    return note_plan(std::move(plan));
+  }
+  const int64_t lanes = conv_lanes(target, p.dtype);
+  const ConvPath path = step == ConvStep::wgrad
+                            ? conv_wgrad_path(p, lanes)
+                            : conv_gather_path(p, step == ConvStep::dgrad, lanes);
+  plan.path = name_of(path);
+  plan.bytes = conv_bytes(p, step, path);
+  note_plan(std::move(plan));
+}
+
+[[maybe_unused]] const bool plans_registered =
+    register_planned_ops({"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad"});
+
+}  // namespace
+
+bool conv_planned(const ConvProblem& p, ConvStep step) {
+  if (!planning()) return false;
+  note(p, step);
+  return true;
+}
+
+}  // namespace weft

@@ -1,0 +1,162 @@
+"""Convolution, activation and pooling as one op.
+
+On CPU a part of the map at a time is convolved into the cache and pooled from there; the unpooled
+map is never written. Training keeps the pooled output and, per output, the place of its maximum:
+what the activation does to a gradient is known from the maximum itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weft import pool
+from weft.autograd import Function, inside_transform, needs_grad
+from weft.conv import ConvWindow, _of_bias, _of_sum, conv_activated, conv_dgrad, conv_wgrad
+from weft.pool_ops import (
+    AvgWindow,
+    MaxPoolBackward,
+    MaxWindow,
+    _channels_last,
+    _max_outputs,
+    _output_size,
+)
+
+_ops = torch.ops.weft
+
+
+class Pooling(NamedTuple):
+    """The pooling stage; one int per spatial axis."""
+
+    kind: str  # "max" or "avg"
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    @property
+    def window(self) -> MaxWindow:
+        return MaxWindow(self.size, self.stride, self.padding, (1,) * len(self.size), False)
+
+    @property
+    def overlaps(self) -> bool:
+        return any(s < k for s, k in zip(self.stride, self.size, strict=True))
+
+
+def pooling_of(
+    rank: int, kind: str, size: pool.Size, stride: pool.Size, padding: pool.Size
+) -> Pooling:
+    """Sizes as torch's pooling layers take them, completed.
+
+    Raises:
+        RuntimeError: for a number of sizes that is neither 1 nor the rank.
+    """
+    op = f"{kind}_pool"
+    return Pooling(
+        kind,
+        pool._per_axis(size, op, rank, "kernel_size"),
+        pool._per_axis(stride, op, rank, "stride"),
+        pool._per_axis(padding, op, rank, "padding"),
+    )
+
+
+@torch.library.register_fake("weft::conv_pooled")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pooling: str,
+    *pool: Any,
+) -> tuple[Tensor, Tensor]:
+    *sizes, keep_places = pool
+    window = Pooling(pooling, *sizes).window
+    map_ = _ops.conv(input, weight, bias, stride, padding, dilation, groups)
+    size = _output_size(map_.shape, window, window.dilation)
+    keeps = keep_places and pooling == "max"
+    return _max_outputs(map_, size, window.kernel_size, keeps)
+
+
+class ConvMaxPooled(Function):
+    """y = maximum of activation(x ⋆ w + b) over windows; also returns the places."""
+
+    @staticmethod
+    def compute(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        window: ConvWindow,
+        pooling: Pooling,
+    ) -> tuple[Tensor, Tensor]:
+        return _ops.conv_pooled(input, weight, bias, activation, slope, *window, *pooling, True)
+
+    @staticmethod
+    def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:
+        input, weight, _, ctx.activation, ctx.slope, ctx.window, ctx.pooling = args
+        ctx.sizes = input.shape, weight.shape
+        input_needs, weight_needs, *_ = ctx.needs_input_grad
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(
+            input if weight_needs else None, weight if input_needs else None, *outputs
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        input, weight, output, places = ctx.saved_tensors
+        input_size, weight_size = ctx.sizes
+        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
+        grad = _of_sum(grad, output, ctx.activation, ctx.slope)
+        map_size = _map_size(input_size, weight_size, ctx.window)
+        last = _channels_last(output, len(map_size) - 2)
+        grad = MaxPoolBackward.apply(grad, places, map_size, last, ctx.pooling.window)
+        return (
+            conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
+            conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
+            _of_bias(grad, weight_size) if bias_needs else None,
+            *(None,) * 4,
+        )
+
+
+def _map_size(input: Sequence[int], weight: Sequence[int], window: ConvWindow) -> list[int]:
+    rank = len(window.stride)
+    size = [input[0], weight[0]]
+    for i in range(rank):
+        padded = input[2 + i] + window.padding[i] + window.padding[i - rank]
+        span = window.dilation[i] * (weight[2 + i] - 1) + 1
+        size.append((padded - span) // window.stride[i] + 1)
+    return size
+
+
+def conv_pooled(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    window: ConvWindow,
+    pooling: Pooling,
+) -> Tensor:
+    """The three stages on a batch, as one op where the gradient does not need the unpooled map."""
+    arguments = (input, weight, bias, activation, slope)
+    # Rules of vmap, and autocast's of 3-d pooling, are those of the stages.
+    separate = inside_transform() or (len(pooling.size) == 3 and torch.is_autocast_enabled("cpu"))
+    if not separate:
+        if not needs_grad(input, weight, bias):
+            return _ops.conv_pooled(*arguments, *window, *pooling, False)[0]
+        # Where windows overlap, several gradients meet at a maximum: their sum comes first.
+        if pooling.kind == "max" and (activation in ("none", "relu") or not pooling.overlaps):
+            return ConvMaxPooled.apply(*arguments, window, pooling)[0]
+    map_ = conv_activated(*arguments, window)
+    if pooling.kind == "max":
+        return pool._pooled_max(map_, pooling.window, False)
+    average = AvgWindow(pooling.size, pooling.stride, pooling.padding, False, True, None)
+    return pool._pooled_avg(map_, average)

@@ -1,0 +1,164 @@
+"""Pooling from the cache: large enough maps are cut into parts, and nothing shows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import weft
+import weft.functional as W
+from weft.testing import host_execution
+
+# Channels in and out, groups, extents, window, stride, padding, and how the plan cuts them.
+MAPS: dict[str, tuple[int, int, int, tuple[int, ...], int, int, int]] = {
+    "depthwise": (24, 24, 24, (70, 61), 3, 1, 1),
+    "depthwise, large windows": (12, 12, 12, (90, 83), 11, 1, 5),
+    "grouped": (32, 64, 4, (40, 45), 3, 1, 1),
+    "pointwise": (16, 48, 1, (60, 61), 1, 1, 0),
+    "first": (3, 32, 1, (130, 101), 3, 2, 1),
+    "dense, large windows": (3, 32, 1, (101, 131), 7, 2, 3),
+    "wide padding": (16, 32, 1, (60, 61), 1, 1, 3),
+    "1-d": (16, 16, 16, (9001,), 5, 1, 2),
+    "3-d": (16, 16, 16, (9, 33, 31), 3, 1, 1),
+    "3-d, dense": (4, 32, 1, (9, 33, 31), 3, 1, 1),
+}
+LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+POOLS = {
+    "max 2": {"pooling": "max", "pool_size": 2},
+    "max 3": {"pooling": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+    "max dense": {"pooling": "max", "pool_size": 3, "pool_stride": 1},
+    "avg 2": {"pooling": "avg", "pool_size": 2},
+    "avg 3": {"pooling": "avg", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
+}
+
+
+def build(case: str, pool: str, last: bool, **options: Any) -> tuple[Any, Any, Tensor]:
+    """A block, its layers one by one, and an input."""
+    c, k, groups, extents, window, stride, padding = MAPS[case]
+    rank = len(extents)
+    make = getattr(weft.nn, f"ConvBlock{rank}d")
+    arguments = (c, k, window, stride, padding)
+    block = make(*arguments, groups=groups, **POOLS[pool], **options)
+    layer = getattr(weft.nn, f"Conv{rank}d")(*arguments, groups=groups, dtype=block.weight.dtype)
+    layer.load_state_dict(block.state_dict())
+    kind = "MaxPool" if block.pooling == "max" else "AvgPool"
+    pooling = getattr(weft.nn, f"{kind}{rank}d")(
+        block.pool_size, block.pool_stride, block.pool_padding
+    )
+    sequence = torch.nn.Sequential(layer, torch.nn.ReLU(), pooling)
+    x = torch.randn(3, c, *extents, dtype=block.weight.dtype)
+    if last:
+        x = x.contiguous(memory_format=LAST[rank])
+        block, sequence = (m.to(memory_format=LAST[rank]) for m in (block, sequence))
+    return block, sequence, x
+
+
+def path_of(block: Any, x: Tensor) -> str:
+    with torch.no_grad():
+        plans = weft.explain(block, x)
+    return plans[0].path if plans[0].kernel == "conv_pooled" else "sequence"
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("case", MAPS)
+def test_bits_of_the_sequence(case: str, last: bool) -> None:
+    for pool in POOLS:
+        block, sequence, x = build(case, pool, last)
+        bands = last and len(block.kernel_size) > 1
+        assert path_of(block, x) == ("bands" if bands else "groups")
+        with torch.no_grad():
+            assert torch.equal(block(x), sequence(x)), pool
+        x.requires_grad_()
+        found, expected = (
+            torch.autograd.grad(m(x).sum(), (x, *m.parameters())) for m in (block, sequence)
+        )
+        for f, e in zip(found, expected, strict=True):
+            assert torch.equal(f, e), pool
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_bits_of_other_dtypes(dtype: torch.dtype) -> None:
+    for case in ("depthwise", "pointwise", "first", "grouped"):
+        for last in (False, True):
+            block, sequence, x = build(case, "max 3", last, dtype=dtype)
+            with torch.no_grad():
+                assert torch.equal(block(x), sequence(x)), (case, last)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_same_bits_for_any_number_of_threads(last: bool) -> None:
+    block, _, x = build("depthwise", "max 2", last)
+    threads = torch.get_num_threads()
+    outputs = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        outputs.append(block(x))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(outputs[0], y) for y in outputs)
+
+
+def test_the_unpooled_map_is_not_kept() -> None:
+    block, sequence, x = build("depthwise", "max 2", False)
+    kept = []
+    for module in (block, sequence):
+        tensors: dict[int, int] = {}
+
+        def note(t: Tensor, found: dict[int, int] = tensors) -> Tensor:
+            found[t.data_ptr()] = t.nbytes
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            module(x)
+        kept.append(sum(tensors.values()))
+    map_bytes = 3 * 24 * 70 * 61 * 4
+    assert kept[0] <= kept[1] - map_bytes / 2
+
+
+def test_small_maps_cuda_and_few_channels_go_in_sequence() -> None:
+    block, _, x = build("depthwise", "max 2", False)
+    assert [p.op for p in weft.explain(block, x[:, :, :8, :8])] == ["conv_pooled"] * 2
+    plans = weft.explain(block, x, target="cuda")
+    assert [p.kernel for p in plans] == ["conv_fprop", "max_pool_tile"]
+    few = weft.nn.ConvBlock2d(1, 2, 3, pooling="max")
+    assert path_of(few, torch.randn(8, 1, 200, 200)) == "sequence"
+
+
+def test_opcheck_compile_and_second_derivative(device: torch.device) -> None:
+    block = weft.nn.ConvBlock2d(2, 3, 3, pooling="max", device=device, dtype=torch.float64)
+    x = torch.randn(2, 2, 7, 8, device=device, dtype=torch.float64, requires_grad=True)
+    tensors = tuple(t.detach() for t in (x, block.weight, block.bias))
+    window = ([1, 1], [0, 0], [1, 1], 1)
+    for keep in (False, True):
+        for kind in ("max", "avg"):
+            torch.library.opcheck(
+                torch.ops.weft.conv_pooled.default,
+                (*tensors, "relu", 0.0, *window, kind, [2, 2], [2, 2], [0, 0], keep),
+            )
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), block(x))
+
+    def gradient_of_the_penalty(module: Any) -> tuple[Tensor, ...]:
+        (gx,) = torch.autograd.grad(module(x).tanh().sum(), x, create_graph=True)
+        return torch.autograd.grad(gx.square().sum(), (x, block.weight))
+
+    def sequence(x: Tensor) -> Tensor:
+        return W.max_pool2d(W.conv2d(x, block.weight, block.bias).relu(), 2)
+
+    for f, e in zip(gradient_of_the_penalty(block), gradient_of_the_penalty(sequence), strict=True):
+        torch.testing.assert_close(f, e)
+
+
+def test_errors_of_the_op() -> None:
+    x, w = torch.ones(1, 1, 4), torch.ones(1, 1, 1)
+    with pytest.raises(ValueError, match="expected pooling to be 'max' or 'avg', got 'min'"):
+        torch.ops.weft.conv_pooled(
+            x, w, None, "relu", 0.0, [1], [0], [1], 1, "min", [2], [2], [0], False
+        )
+    with pytest.raises(RuntimeError, match="pad should be at most half"):
+        weft.nn.ConvBlock1d(1, 1, 1, pooling="max", pool_padding=2)(x)
+    with host_execution(), pytest.raises(RuntimeError, match="output size is too small"):
+        weft.nn.ConvBlock1d(1, 1, 1, pooling="avg", pool_size=9)(x)

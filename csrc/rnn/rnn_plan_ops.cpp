@@ -1,6 +1,7 @@
 // What the recurrent ops tell of themselves where plans are asked for.
 #include "ops_common.h"
 #include "rnn/rnn_plans.h"
+#include "rnn/rnn_sequence_plan.h"
 
 namespace weft {
 namespace {
@@ -33,6 +34,21 @@ void one_thread_each(Plan& plan, int64_t elements) {
   constexpr int kThreads = 256;
   plan.blocks = ceil_div(elements, kThreads);
   plan.threads = kThreads;
+}
+
+// All steps in one kernel: each slice of the batch reads the weights once, each block of units the
+// states of all steps.
+void sequence(Plan& plan, const LayerProblem& p, const SequencePlan& all, const char* kernel) {
+  const int64_t weights = p.gates() * p.hidden * p.state();
+  plan.kernel = kernel;
+  plan.path = all.tensor_cores ? "sequence, tensor cores" : "sequence";
+  plan.tile = {{"rows", all.rows}, {"units", all.units}};
+  plan.blocks = all.blocks();
+  plan.threads = all.threads;
+  plan.shared_bytes = all.shared_bytes;
+  plan.bytes = plan.least_bytes +
+               ((all.row_blocks - 1) * weights + (all.unit_blocks - 1) * p.steps * p.states()) *
+                   size_of(p.dtype);
 }
 
 [[maybe_unused]] const bool plans_registered = register_planned_ops(
@@ -70,7 +86,13 @@ bool layer_planned(const LayerProblem& p, LayerPass pass, bool keeps, bool norma
   const bool forward = pass == LayerPass::forward;
   const char* kernel = forward ? "recurrent_layer_step" : "recurrent_layer_gates_backward";
   Plan plan = plan_of(kernel, p.dual ? "steps, dual" : "steps", layer_cost(p, keeps));
-  if (on_cuda()) {
+  constexpr GridFacts kFacts = grid_facts_of(132);  // of an H100 or H200
+  const SequencePlan all =
+      forward ? forward_sequence(p, normalised, kFacts) : backward_sequence(p, normalised, kFacts);
+  if (on_cuda() && all.persistent()) {
+    sequence(plan, p, all,
+             forward ? "recurrent_layer_sequence" : "recurrent_layer_sequence_backward");
+  } else if (on_cuda()) {
     plan.launches = p.steps * layer_step_launches(p, pass, normalised);
     if (forward)
       tile(plan, p.dtype, p.batch, p.hidden, p.cell == LayerCell::gru_reset_before ? 2 : p.gates());

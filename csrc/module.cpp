@@ -4,7 +4,9 @@
 
 #include "ops_common.h"
 #include "pool/pool_ops.h"
+#include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_ops.h"
+#include "rnn/rnn_sequence_plan.h"
 
 #if WEFT_WITH_HOST_EXECUTION
 #include "device/device.h"
@@ -27,6 +29,26 @@ py::list launch_reports() {
   return rows;
 }
 #endif
+
+// // How CUDA would take all steps of a recurrent layer in one kernel, of elements of `bytes`
+// bytes; None where each step has kernels of its own.
+py::object sequence_plan(const std::string& cell, int bytes, int64_t steps, int64_t batch,
+                         int64_t hidden, int64_t projection, bool normalised, bool backward,
+                         int64_t multiprocessors) {
+  using namespace py::literals;
+  weft::LayerProblem p;
+  p.cell = weft::layer::cell_of(cell);
+  p.dtype = bytes == 8 ? weft::DType::f64 : bytes == 4 ? weft::DType::f32 : weft::DType::bf16;
+  p.steps = steps, p.batch = batch, p.hidden = hidden, p.projection = projection;
+  const weft::GridFacts facts = weft::grid_facts_of(multiprocessors);
+  const weft::SequencePlan plan = backward ? weft::backward_sequence(p, normalised, facts)
+                                           : weft::forward_sequence(p, normalised, facts);
+  if (!plan.persistent()) return py::none();
+  return py::dict("unit_blocks"_a = plan.unit_blocks, "row_blocks"_a = plan.row_blocks,
+                  "units"_a = plan.units, "rows"_a = plan.rows, "staged_rows"_a = plan.staged_rows,
+                  "shared_bytes"_a = plan.shared_bytes, "threads"_a = plan.threads,
+                  "tensor_cores"_a = plan.tensor_cores);
+}
 
 // What the op that `call` runs would launch on `target`.
 py::list plans_of(const std::string& target, const py::function& call) {
@@ -68,6 +90,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);
   m.def("plans_of", plans_of);
+  m.def("sequence_plan", sequence_plan, py::kw_only(), py::arg("cell"), py::arg("bytes"),
+        py::arg("steps"), py::arg("batch"), py::arg("hidden"), py::arg("projection") = 0,
+        py::arg("normalised") = false, py::arg("backward") = false,
+        py::arg("multiprocessors") = 132);
 #if WEFT_WITH_HOST_EXECUTION
   m.def("launch_reports", launch_reports);
   m.def("clear_launch_reports", weft::device::clear_launch_reports);

@@ -20,4 +20,9 @@ struct GridFacts {
   }
 };
 
+// Of sm_90, with that many multiprocessors.
+constexpr GridFacts grid_facts_of(int64_t multiprocessors) {
+  return {multiprocessors, 228 * 1024, 227 * 1024};
+}
+
 }  // namespace weft

@@ -49,8 +49,7 @@ using host::Site;
 
 constexpr int kWarp = 32;
 constexpr int64_t kMaxThreads = 1024;
-constexpr int64_t kMaxSharedBytes = 227 * 1024;  // what a block of sm_90 may ask for
-constexpr int64_t kSharedBytes = 228 * 1024;     // of one multiprocessor
+constexpr int64_t kMaxSharedBytes = grid_facts_of(0).block_shared_bytes;
 constexpr int kMaxCluster = 8;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 512 * 1024;  // instrumented frames are several times larger
@@ -686,7 +685,7 @@ void check_launch(const Launch& config) {
 
 }  // namespace
 
-GridFacts grid_facts() { return {multiprocessors, kSharedBytes, kMaxSharedBytes}; }
+GridFacts grid_facts() { return grid_facts_of(multiprocessors); }
 void set_multiprocessors(int count) { multiprocessors = count; }
 
 void clear_launch_reports() {

@@ -1,4 +1,6 @@
-// Whole sequences of a recurrent layer on CUDA: a fused kernel a step.
+// Whole sequences of a recurrent layer on CUDA: all steps in one kernel where the weights fit
+// (rnn_sequence_plan.h, rnn_sequence_forward.cu, rnn_sequence_backward.cu), else a fused kernel a
+// step.
 //
 // Forward: the hidden state's product as in rnn.cu, with the gates as its epilogue; the state
 // passes from step to step through two buffers in memory. Backward: an elementwise kernel for the

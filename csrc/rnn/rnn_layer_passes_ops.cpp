@@ -19,9 +19,8 @@
 #include <tuple>
 
 namespace weft::layer {
-namespace {
 
-const char* const kOp = "rnn_layer";
+static const char* const kOp = "rnn_layer";
 
 // ---- checks ------------------------------------------------------------------------------------
 
@@ -39,6 +38,8 @@ LayerCell cell_of(c10::string_view name) {
                     "'lstm_coupled', 'gru', 'gru_reset_before', 'rnn_tanh' or 'rnn_relu', got '",
                     name, "'");
 }
+
+namespace {
 
 void check_sizes(const Tensor& t, at::IntArrayRef expected, const Tensor& reference,
                  const char* name) {
@@ -339,45 +340,6 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   t.inner = numbers_out(inner), t.flags = memory(flags);
   if (!layer_planned(p, LayerPass::forward, keep, normalised))
     kernels.forward(p, t, context_for(reference(a)));
-  return r;
-}
-
-// How many steps are done before the input's products of the next are made. All, where those are
-// kept for backward; else so few that the products fit into the cache, but enough to pay for
-// packing the weights again. The states between are of the input's dtype anyway, so the bits are
-// the same.
-int64_t steps_at_once(const Arguments& a, bool keep) {
-  constexpr int64_t kLeastRows = 1536, kMostProducts = 1 << 22;
-  const LayerProblem& p = a.p;
-  if (keep || p.dual || a.lengths.defined() || !on_cpu_kernels(reference(a)) || p.units() == 0)
-    return p.steps;
-  const int64_t fitting =
-      std::max(kMostProducts / (p.units() * p.gates()), ceil_div(kLeastRows, p.batch));
-  return fitting < p.steps ? ceil_div(p.steps, ceil_div(p.steps, fitting)) : p.steps;
-}
-
-}  // namespace
-
-Outputs run_forward(const Arguments& a, bool keep) {
-  const LayerProblem& p = a.p;
-  const int64_t at_once = steps_at_once(a, keep);
-  if (at_once == p.steps) return run_steps(a, keep, {});
-  Outputs r;
-  const Tensor output = empty_output(reference(a), {p.steps, p.batch, p.state()});
-  Arguments part = a;
-  for (int64_t s = 0; s < p.steps; s += at_once) {
-    part.p.steps = std::min(at_once, p.steps - s);
-    const int64_t first = p.reverse ? p.steps - s - part.p.steps : s;
-    const auto taken = [&](const Tensor& t) {
-      return t.defined() ? t.narrow(0, first, part.p.steps) : t;
-    };
-    part.input.value = taken(a.input.value), part.resets = taken(a.resets);
-    part.zone_h = taken(a.zone_h), part.zone_c = taken(a.zone_c);
-    r = run_steps(part, keep, taken(output));
-    part.h0 = r.h_n;
-    if (p.has_cell()) part.c0 = r.c_n;
-  }
-  r.output.value = output;
   return r;
 }
 

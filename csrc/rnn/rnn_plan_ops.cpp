@@ -36,6 +36,21 @@ void one_thread_each(Plan& plan, int64_t elements) {
   plan.threads = kThreads;
 }
 
+// All steps in one kernel: each slice of the batch reads the weights once, each block of units the
+// states of all steps.
+void sequence(Plan& plan, const LayerProblem& p, const SequencePlan& all, const char* kernel) {
+  const int64_t weights = p.gates() * p.hidden * p.state();
+  plan.kernel = kernel;
+  plan.path = all.tensor_cores ? "sequence, tensor cores" : "sequence";
+  plan.tile = {{"rows", all.rows}, {"units", all.units}};
+  plan.blocks = all.blocks();
+  plan.threads = all.threads;
+  plan.shared_bytes = all.shared_bytes;
+  plan.bytes = plan.least_bytes +
+               ((all.row_blocks - 1) * weights + (all.unit_blocks - 1) * p.steps * p.states()) *
+                   size_of(p.dtype);
+}
+
 [[maybe_unused]] const bool plans_registered = register_planned_ops(
     {"lstm_cell", "lstm_cell_backward", "lstm_cell_double_backward", "lstm_cell_gradients",
      "gru_cell", "gru_cell_backward", "gru_cell_double_backward", "gru_cell_gradients", "rnn_cell",
@@ -71,18 +86,12 @@ bool layer_planned(const LayerProblem& p, LayerPass pass, bool keeps, bool norma
   const bool forward = pass == LayerPass::forward;
   const char* kernel = forward ? "recurrent_layer_step" : "recurrent_layer_gates_backward";
   Plan plan = plan_of(kernel, p.dual ? "steps, dual" : "steps", layer_cost(p, keeps));
-  // An H100's, whichever device it is planned on.
-  constexpr GridFacts kFacts = {132, 228 * 1024, 227 * 1024};
-  const SequencePlan sequence =
+  constexpr GridFacts kFacts = grid_facts_of(132);  // of an H100 or H200
+  const SequencePlan all =
       forward ? forward_sequence(p, normalised, kFacts) : backward_sequence(p, normalised, kFacts);
-  if (on_cuda() && !normalised && sequence.persistent()) {
-    plan.kernel = forward ? "recurrent_layer_sequence" : "recurrent_layer_sequence_backward";
-    plan.path = "sequence";
-    plan.tile = {{"rows", sequence.rows}, {"units", sequence.units}};
-    plan.blocks = sequence.blocks();
-    plan.threads = sequence.threads;
-    plan.shared_bytes = sequence.shared_bytes;
-    plan.bytes = plan.least_bytes;  // the weights stay in shared memory
+  if (on_cuda() && all.persistent()) {
+    sequence(plan, p, all,
+             forward ? "recurrent_layer_sequence" : "recurrent_layer_sequence_backward");
   } else if (on_cuda()) {
     plan.launches = p.steps * layer_step_launches(p, pass, normalised);
     if (forward)

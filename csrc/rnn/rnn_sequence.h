@@ -3,6 +3,7 @@
 #pragma once
 
 #include "device/grid.h"
+#include "device/mma.h"
 #include "rnn/rnn_layer_unit.h"
 #include "rnn/rnn_sequence_plan.h"
 
@@ -35,12 +36,13 @@ WEFT_DEVICE Share share_of_block(const LayerProblem& p, const SequencePlan& plan
           share_of(p.batch, row, plan.rows)};
 }
 
-// Rows of `length` elements to shared memory, `pitch` apart, zeros up to a whole pack; row i begins
-// at row_at(i). `factor_at(i)` is what multiplies it, null for one.
+// // Rows of `length` elements to shared memory, `pitch` apart, with zeros behind them; row i
+// begins at row_at(i). `factor_at(i)` is what multiplies it, null for one.
 template <class T, class RowAt, class FactorAt>
 WEFT_DEVICE void stage(int rows, int length, int pitch, T* to, const RowAt& row_at,
                        const FactorAt& factor_at) {
-  const int packs = ceil_div(length, kPack<T>), threads = device::block_size();
+  const int packs = static_cast<int>(sequence_packs(length, sizeof(T))),
+            threads = device::block_size();
   for (int i = device::thread_index(); i < rows * packs; i += threads) {
     const int row = i / packs, column = i % packs * kPack<T>;
     const T* from = row_at(row) + column;
@@ -107,6 +109,67 @@ WEFT_DEVICE void resident_product(int rows, int columns, int length, int pitch, 
     if (device::lane() % 2 == 0 && row < rows && column < columns)
       sums[row * columns + column] = sum;
   }
+}
+
+// The same on tensor cores: a warp makes 16 x 32 sums of a slice of the length, and the slices are
+// added up behind a barrier of the block.
+template <class T>
+WEFT_DEVICE void tensor_product(int rows, int columns, int length, int pitch, const T* a,
+                                const T* b, float* sums) {
+  using Core = device::Mma<T>;
+  constexpr int kColumnTiles = kTensorColumns / Core::kN;
+  const int lane = device::lane(), warps = device::block_size() / 32;
+  const int across = ceil_div(columns, kTensorColumns);
+  const auto tiles = static_cast<int>(tensor_tiles(rows, columns));
+  const auto slices = static_cast<int>(tensor_slices(rows, columns));
+  const int steps = ceil_div(length, Core::kK);
+  for (int item = device::thread_index() / 32; item < tiles * slices; item += warps) {
+    const int tile = item % tiles, slice = item / tiles;
+    const int first_row = tile / across * kTensorRows,
+              first_column = tile % across * kTensorColumns;
+    // Beyond the edge: the last row or column again.
+    const int row = first_row + lane % 16, column = first_column + lane % 8 + lane / 16 * 8;
+    const T* of_row = a + (row < rows ? row : rows - 1) * pitch + lane / 16 * 8;
+    const T* of_column[2];
+    for (int i = 0; i < 2; ++i) {
+      const int at = column + 16 * i;
+      of_column[i] = b + (at < columns ? at : columns - 1) * pitch + lane / 8 % 2 * 8;
+    }
+    typename Core::C part[kColumnTiles] = {};
+    for (int step = steps * slice / slices; step < steps * (slice + 1) / slices; ++step) {
+      const auto row_part = device::ldmatrix(of_row + step * Core::kK);
+      for (int i = 0; i < 2; ++i) {
+        const auto pair = device::ldmatrix(of_column[i] + step * Core::kK);
+        device::mma<T>(part[2 * i], row_part, {{pair[0], pair[1]}});
+        device::mma<T>(part[2 * i + 1], row_part, {{pair[2], pair[3]}});
+      }
+    }
+    for (int j = 0; j < kColumnTiles; ++j) {
+      for (int i = 0; i < 4; ++i) {
+        const int to_row = first_row + lane / 4 + i / 2 * 8,
+                  to_column = first_column + j * Core::kN + lane % 4 * 2 + i % 2;
+        if (to_row < rows && to_column < columns)
+          sums[(slice * rows + to_row) * columns + to_column] = part[j][i];
+      }
+    }
+  }
+  if (slices == 1) return;
+  device::barrier();
+  for (int i = device::thread_index(); i < rows * columns; i += device::block_size()) {
+    float sum = sums[i];
+    for (int slice = 1; slice < slices; ++slice) sum += sums[slice * rows * columns + i];
+    sums[i] = sum;
+  }
+}
+
+// The product as the plan has it. Sums are there after the block's next barrier.
+template <class T, class Acc>
+WEFT_DEVICE void planned_product(const SequencePlan& plan, int rows, int columns, int length,
+                                 int pitch, const T* a, const T* b, Acc* sums) {
+  if constexpr (sizeof(T) == 2) {
+    if (plan.tensor_cores) return tensor_product(rows, columns, length, pitch, a, b, sums);
+  }
+  resident_product(rows, columns, length, pitch, a, b, sums);
 }
 
 }  // namespace

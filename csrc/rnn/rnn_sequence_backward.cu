@@ -56,7 +56,8 @@ class BackwardBlock {
         take(plan.staged_rows * (inner && inner_pitch > pitch ? inner_pitch : pitch)));
     sums = shared.take<Acc>(
         take(plan.staged_rows *
-             (inner && second.columns > first.columns ? second.columns : first.columns)));
+                 (inner && second.columns > first.columns ? second.columns : first.columns) +
+             (plan.tensor_cores ? kSliceSums : 0)));
     if (inner) inner_weights = shared.take<T>(take(second.columns * inner_pitch));
   }
 
@@ -123,7 +124,7 @@ class BackwardBlock {
     each_pass([&](int first, int rows) {
       fetch(rows, length, pitch, fed + (own.first_row + first) * kGates * p.hidden,
             kGates * p.hidden);
-      resident_product(rows, own.states, length, pitch, staged, weights, sums);
+      planned_product(plan, rows, own.states, length, pitch, staged, weights, sums);
       device::barrier();
       for (int i = device::thread_index(); i < rows * own.states; i += device::block_size()) {
         const int64_t row = own.first_row + first + i / own.states;
@@ -263,7 +264,8 @@ class BackwardBlock {
   WEFT_DEVICE void inner_product(const T* from, int64_t stride, const Body& body) {
     each_pass([&](int first, int rows) {
       fetch(rows, inner_length, inner_pitch, from + (own.first_row + first) * stride, stride);
-      resident_product(rows, own.units, inner_length, inner_pitch, staged, inner_weights, sums);
+      planned_product(plan, rows, own.units, inner_length, inner_pitch, staged, inner_weights,
+                      sums);
       device::barrier();
       for (int i = device::thread_index(); i < rows * own.units; i += device::block_size())
         body(first * own.units + i, own.first_row + first + i / own.units,
@@ -361,7 +363,6 @@ WEFT_GLOBAL WEFT_HOT void layer_sequence_backward(LayerProblem p, SequencePlan p
 }  // namespace
 
 bool sequence_backward(const LayerProblem& p, const LayerBackward& t, const Context& context) {
-  if (t.norm.value) return false;
   const SequencePlan plan = backward_sequence(p, t.norm.value != nullptr, device::grid_facts());
   if (!plan.persistent()) return false;
   const SequenceGradients inputs = {t.grad_output, t.gates,    t.cells, t.c0,

@@ -58,7 +58,7 @@ class ForwardBlock {
                              ? products.second.columns
                              : products.first.columns;
     staged = shared.take<T>(take(plan.staged_rows * widest));
-    sums = shared.take<Acc>(take(plan.staged_rows * most));
+    sums = shared.take<Acc>(take(plan.staged_rows * most + (plan.tensor_cores ? kSliceSums : 0)));
     if (inner) inner_weights = shared.take<T>(take(products.second.columns * inner_pitch));
   }
 
@@ -175,7 +175,7 @@ class ForwardBlock {
   WEFT_DEVICE void multiply(int rows, int columns, int k, int k_pitch, const T* by) {
     device::cp_async_wait<0>();
     device::barrier();
-    resident_product(rows, columns, k, k_pitch, staged, by, sums);
+    planned_product(plan, rows, columns, k, k_pitch, staged, by, sums);
     device::barrier();
   }
 
@@ -276,7 +276,6 @@ WEFT_GLOBAL WEFT_HOT void layer_sequence(LayerProblem p, SequencePlan plan, Sequ
 }  // namespace
 
 bool sequence_forward(const LayerProblem& p, const LayerForward& t, const Context& context) {
-  if (t.norm.value) return false;
   const SequencePlan plan = forward_sequence(p, t.norm.value != nullptr, device::grid_facts());
   if (!plan.persistent()) return false;
   const SequenceInputs inputs = {t.h0,       t.c0,   t.w_hh, t.w_hr,     t.b_ih, t.b_hh,

@@ -71,7 +71,7 @@ export PYTHONPATH=$PWD/build/gpu/python:$PWD/tests
 export -f build machine sanitizer
 
 # The words of the device vocabulary, and one small test a family: a sanitizer slows kernels 100-fold.
-words=(tests/test_device.py -k "cuda and not host")
+words=(tests/test_device.py tests/test_device_hopper.py -k "cuda and not host")
 small=(tests/test_pool.py -k "cuda and not host and samples and float32 and max_pool2d")
 
 step build 240 bash -c build

@@ -24,9 +24,13 @@ WEFT_DEVICE int lane() { return static_cast<int>(threadIdx.x & 31u); }
 
 class SharedMemory {
  public:
-  template <class T>
+  template <class T, unsigned kAlignment = 16>
   WEFT_DEVICE T* take(int count) {
     extern __shared__ __align__(16) unsigned char weft_shared_memory[];
+    if constexpr (kAlignment > 16) {
+      const auto base = static_cast<unsigned>(__cvta_generic_to_shared(weft_shared_memory));
+      used_ = ((base + used_ + kAlignment - 1) & ~(kAlignment - 1)) - base;
+    }
     T* piece = reinterpret_cast<T*>(weft_shared_memory + used_);
     used_ += (static_cast<unsigned>(count * sizeof(T)) + 15u) & ~15u;
     return piece;

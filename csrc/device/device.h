@@ -12,7 +12,8 @@
 //                                        non-const pointer arguments are the kernel's outputs
 //   thread_index() block_size() block_index() grid_size() lane()
 //   SharedMemory shared;                 the block's shared memory ...
-//   T* tile = shared.take<T>(count);     ... handed out piece by piece, 16-byte aligned
+//   T* tile = shared.take<T>(count);     ... handed out piece by piece, 16-byte aligned; more by
+//                                        take<T, 1024>, which may cost 1008 bytes
 //   barrier()                            all threads of the block
 //   shuffle(v, lane) shuffle_xor(v, mask) shuffle_down(v, delta) shuffle_up(v, delta)
 //   ballot(p) any(p) all(p)              all 32 lanes of a warp
@@ -23,6 +24,7 @@
 //   cp_async_or_zero<Bytes>(shared, global, inside)   zeros unless inside; nothing is read then
 //   ldmatrix mma to_tf32                 tensor cores: device/mma.h
 //   blocks that wait for each other      device/grid.h, device/cluster.h
+//   MBarrier tma_load wgmma              what Hopper alone has: device/hopper.h
 //
 // There are no atomics: every weft kernel gives the same bits on every run.
 #pragma once

@@ -88,6 +88,7 @@ enum class State : uint8_t {
   at_exchange,
   at_grid_barrier,
   at_cluster_barrier,
+  parked,
   done
 };
 
@@ -101,6 +102,7 @@ const char* wait_of(State state) {
       return "wait at the grid barrier of ";
     case State::at_cluster_barrier:
       return "wait at the cluster barrier of ";
+    case State::parked:
     case State::ready:
     case State::done:
       break;
@@ -122,6 +124,7 @@ struct Fiber {
   unsigned exchanges = 0;
   int copy_group = 0;
   Site site;
+  const char* parked = "";  // in words, followed by the site
   std::vector<Copy> copies;
 
   void* jump[5] = {};  // for __builtin_setjmp
@@ -138,6 +141,7 @@ struct Warp {
 struct SharedPiece {
   int64_t offset;
   int64_t bytes;
+  int64_t taken;  // with what its alignment may cost
 };
 
 using Image = std::vector<std::vector<unsigned char>>;
@@ -200,6 +204,7 @@ struct BlockRun {
   std::vector<SharedPiece> pieces;
   Traffic loads;
   Traffic stores;
+  std::unique_ptr<host::BlockState> state;
   std::exception_ptr fault;
 
   void start(LaunchRun& of, int64_t block, int fiber) {
@@ -215,9 +220,10 @@ struct BlockRun {
     warps.resize(threads / kWarp);
     for (Warp& warp : warps) warp.arrived = 0;
     shared.clear();
-    // Every piece needs two guard bands; a kernel takes a handful of pieces.
-    shared.reserve(of.config.shared_bytes + 16 * (2 * kGuardBytes + 16));
+    // Every piece needs two guard bands; a kernel takes a handful of pieces, few far aligned.
+    shared.reserve(of.config.shared_bytes + 16 * (2 * kGuardBytes + 16) + 8 * 1024);
     pieces.clear();
+    state.reset();
     if (of.report != nullptr) {
       loads.clear();
       stores.clear();
@@ -355,6 +361,7 @@ void fiber_main() {
     try {
       block->launch->thread_body();
       if (!fiber->copies.empty()) fault("finishes with asynchronous copies not waited for");
+      if (block->state != nullptr) block->state->thread_done();
     } catch (...) {
       block->fault = std::current_exception();
     }
@@ -381,9 +388,11 @@ KernelFault divergence() {
   for (size_t i = 0; i < block->states.size(); ++i) {
     const State state = block->states[i];
     const auto thread = static_cast<int>(i);
+    const Fiber& f = fiber_of(thread);
+    const std::string wait = state == State::parked ? f.parked : wait_of(state);
     groups[state == State::ready  ? "are on their way"
            : state == State::done ? "finished"
-                                  : wait_of(state) + site_name(fiber_of(thread).site)]
+                                  : wait + site_name(f.site)]
         .push_back(thread);
   }
   std::string text;
@@ -470,6 +479,10 @@ bool advance(const std::vector<int>& order) {
     moved = true;
   }
   if (!moved) return false;
+  if (run.done == threads && run.state != nullptr) {
+    const std::string left = run.state->block_done();
+    if (!left.empty()) throw block_fault(": " + left);
+  }
   if (run.abroad == threads) check_one_word();
   // The memory of a block ends with it, also for the blocks of its cluster.
   if (run.done == threads && launch.config.cluster > 1)
@@ -707,7 +720,7 @@ int64_t grid_size() { return block->launch->config.blocks; }
 
 void begin_shared() { fiber->pieces_taken = 0; }
 
-void* take_shared(int64_t bytes) {
+void* take_shared(int64_t bytes, int64_t alignment) {
   const size_t ordinal = fiber->pieces_taken++;
   if (ordinal < block->pieces.size()) {
     if (block->pieces[ordinal].bytes != bytes)
@@ -716,17 +729,19 @@ void* take_shared(int64_t bytes) {
             std::to_string(block->pieces[ordinal].bytes));
     return block->shared.data() + block->pieces[ordinal].offset;
   }
-  int64_t taken = bytes;
-  for (const SharedPiece& piece : block->pieces) taken += (piece.bytes + 15) / 16 * 16;
+  int64_t taken = bytes + alignment - 16;  // the block's memory begins at a multiple of 16
+  for (const SharedPiece& piece : block->pieces) taken += piece.taken;
   if (taken > block->launch->config.shared_bytes)
     fault("takes " + std::to_string(taken) + " bytes of shared memory, the launch gave " +
           std::to_string(block->launch->config.shared_bytes));
   const int64_t begin = static_cast<int64_t>(block->shared.size());
-  const int64_t aligned = (begin + kGuardBytes + 15) / 16 * 16;
+  const auto base = reinterpret_cast<int64_t>(block->shared.data());
+  const int64_t aligned =
+      (base + begin + kGuardBytes + alignment - 1) / alignment * alignment - base;
   const int64_t end = aligned + bytes + kGuardBytes;
   if (end > static_cast<int64_t>(block->shared.capacity())) fault("takes too many shared pieces");
   block->shared.resize(end, kGuardByte);  // within capacity: earlier pieces stay where they are
-  block->pieces.push_back({aligned, bytes});
+  block->pieces.push_back({aligned, bytes, (bytes + 15) / 16 * 16 + alignment - 16});
   poison(block->shared.data() + aligned, bytes);
   return block->shared.data() + aligned;
 }
@@ -780,6 +795,21 @@ void* at_rank(void* shared, int rank) {
     fault("looks into shared memory that block " + std::to_string(index) + " has not taken");
   return const_cast<unsigned char*>(other.shared.data()) + offset;
 }
+
+void fault(const std::string& what) { device::fault(what); }
+
+bool same_site(const Site& a, const Site& b) { return device::same_site(a, b); }
+
+std::unique_ptr<BlockState>& block_state() { return block->state; }
+
+void park(const char* where, const Site& site) {
+  fiber->site = site;
+  fiber->parked = where;
+  block->states[fiber->index] = State::parked;
+  yield_to_scheduler();
+}
+
+void unpark(int thread) { block->states[thread] = State::ready; }
 
 void exchange(const void* value, int bytes, const Site& site) {
   const int first = fiber->index / kWarp * kWarp;

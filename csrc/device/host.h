@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -59,7 +60,7 @@ int64_t block_index();
 int64_t grid_size();
 
 void begin_shared();
-void* take_shared(int64_t bytes);
+void* take_shared(int64_t bytes, int64_t alignment);
 void barrier(const Site& site);
 // Of sets of `members` neighbouring blocks; of a cluster.
 void grid_barrier(int64_t members, const Site& site);
@@ -88,6 +89,21 @@ void cp_async(void* shared, const void* global, int bytes);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
+[[noreturn]] void fault(const std::string& what);
+bool same_site(const Site& a, const Site& b);
+
+// What words of other files keep for the block that runs. Made by its first use.
+struct BlockState {
+  virtual ~BlockState() = default;
+  virtual void thread_done() = 0;        // may fault
+  virtual std::string block_done() = 0;  // a fault of the block, "" if none
+};
+std::unique_ptr<BlockState>& block_state();
+
+// This thread waits until another one calls unpark; `where` and the site tell where, in a fault.
+void park(const char* where, const Site& site);
+void unpark(int thread);
+
 void run(const Launch& config, const std::vector<void*>& outputs,
          const std::function<void()>& thread_body);
 
@@ -103,9 +119,10 @@ class SharedMemory {
  public:
   SharedMemory() { host::begin_shared(); }
 
-  template <class T>
+  template <class T, int kAlignment = 16>
   T* take(int count) {
-    return static_cast<T*>(host::take_shared(static_cast<int64_t>(count) * sizeof(T)));
+    const auto bytes = static_cast<int64_t>(count) * sizeof(T);
+    return static_cast<T*>(host::take_shared(bytes, kAlignment));
   }
 };
 

@@ -21,7 +21,12 @@ WEFT_DECLARE_HOST_TABLE(SelftestKernels, mma_selftest_kernels)
 // selftest_blocks.cu: the same of the words by which blocks meet.
 WEFT_DECLARE_CUDA_TABLE(SelftestKernels, block_selftest_kernels)
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, block_selftest_kernels)
-// faults.cpp: each fault that host execution promises to catch, planted; on the host alone.
+// selftest_hopper.cu: the words of device/hopper.h; numbers may follow a word's name.
+WEFT_DECLARE_CUDA_TABLE(SelftestKernels, hopper_selftest_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, hopper_selftest_kernels)
+// faults.cpp, faults_hopper.cpp: each fault that host execution promises to catch, planted; on the
+// host alone.
 WEFT_DECLARE_HOST_TABLE(SelftestKernels, fault_kernels)
+WEFT_DECLARE_HOST_TABLE(SelftestKernels, hopper_fault_kernels)
 
 }  // namespace weft

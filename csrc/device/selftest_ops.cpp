@@ -34,9 +34,25 @@ const SelftestKernels* block_words_for(Target target) {
       return nullptr;
   }
 }
+const SelftestKernels* hopper_words_for(Target target) {
+  switch (target) {
+    WEFT_CASE_CUDA(hopper_selftest_kernels)
+    WEFT_CASE_HOST(hopper_selftest_kernels)
+    default:
+      return nullptr;
+  }
+}
 const SelftestKernels* faults_for(Target target) {
   switch (target) {
     WEFT_CASE_HOST(fault_kernels)
+    default:
+      return nullptr;
+  }
+}
+
+const SelftestKernels* hopper_faults_for(Target target) {
+  switch (target) {
+    WEFT_CASE_HOST(hopper_fault_kernels)
     default:
       return nullptr;
   }
@@ -60,8 +76,9 @@ at::Tensor device_selftest(const at::Tensor& input, c10::string_view word) {
                         static_cast<int64_t>(input.nbytes()), context_for(input));
   };
   TORCH_CHECK_VALUE(
-      run(words) || run(mma_words_for(target)) || run(block_words_for(target)) || run(faults), op,
-      ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
+      run(words) || run(mma_words_for(target)) || run(block_words_for(target)) ||
+          run(hopper_words_for(target)) || run(faults) || run(hopper_faults_for(target)),
+      op, ": argument 'word' names no kernel of ", target_name(target), ": '", name, "'");
   return output;
 }
 

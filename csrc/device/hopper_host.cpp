@@ -1,0 +1,398 @@
+// What Hopper's words do on the CPU: phases of barriers, copies in flight, products of a warpgroup.
+//
+// All of it is state of the block that runs (host.h, BlockState). A phase whose arrivals have all
+// been made waits for its bytes; a copy waits for a thread that waits for it, since on hardware it
+// may come as late as that. So a phase with bytes ends in `settle`, at a wait or at the arrival or
+// copy that a waiting thread still missed.
+#include "device/hopper.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "device/guarded.h"
+
+namespace weft::device {
+namespace {
+
+using host::fault;
+using host::Site;
+
+constexpr int kWgmmaRows = 64;
+constexpr int kWgmmaDepth = 16;
+constexpr int kPieceColumns = 64;
+
+struct BoxCopy {
+  unsigned char* shared;
+  TensorMap map;
+  int coordinates[5];
+  int offsets[3];
+};
+
+struct Barrier {
+  int arrivals = 0;  // of each phase
+  int missing = 0;   // of the open one
+  int64_t expected = 0;
+  int64_t brought = 0;
+  int phase = 0;
+  std::vector<BoxCopy> copies;
+  std::vector<int> waiting;
+};
+
+// Byte `offset` of a tile whose rows of 128 bytes begin at an aligned address.
+int64_t swizzled(int64_t offset) { return offset ^ (offset / kBoxRowBytes % 8 * 16); }
+
+// ---- copies ----------------------------------------------------------------------------------
+
+// visit(row, coordinates of its first element) for each row of a box; the row lies outside the
+// tensor where any coordinate but the first does.
+template <class Visit>
+void for_each_row(const BoxCopy& copy, const Visit& visit) {
+  const TensorView& t = copy.map.tensor;
+  const int last = t.rank - 1;
+  int64_t at[5] = {};
+  std::copy_n(copy.coordinates, t.rank, at);
+  if (!copy.map.windows) {
+    int64_t index[5] = {};
+    const int64_t rows = copy.map.box_bytes() / kBoxRowBytes;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int a = 1; a <= last; ++a) at[a] = copy.coordinates[a] + index[a];
+      visit(row, at);
+      for (int a = 1; a <= last && ++index[a] == copy.map.tile.extent[a]; ++a) index[a] = 0;
+    }
+    return;
+  }
+  const WindowBox& box = copy.map.window;
+  for (int pixel = 0; pixel < box.pixels; ++pixel) {
+    int64_t place[5];
+    std::copy_n(at, t.rank, place);
+    for (int a = 1; a < last; ++a) place[a] += copy.offsets[a - 1];
+    visit(pixel, place);
+    int a = 1;
+    for (; a < last; ++a) {
+      at[a] += box.stride[a - 1];
+      if (at[a] <= t.extent[a] - 1 + box.upper[a - 1]) break;
+      at[a] = box.lower[a - 1];
+    }
+    if (a == last) ++at[last];
+  }
+}
+
+// visit(shared offset of the row, its first byte in global memory, bytes inside the tensor).
+template <class Visit>
+void for_each_piece(const BoxCopy& copy, const Visit& visit) {
+  const TensorView& t = copy.map.tensor;
+  const int64_t size = size_of(t.dtype);
+  for_each_row(copy, [&](int64_t row, const int64_t (&at)[5]) {
+    const int64_t begin = std::max<int64_t>(at[0], 0);
+    const int64_t end = std::min<int64_t>(at[0] + kBoxRowBytes / size, t.extent[0]);
+    bool inside = begin < end;
+    int64_t offset = begin;
+    for (int a = 1; a < t.rank; ++a) {
+      inside = inside && at[a] >= 0 && at[a] < t.extent[a];
+      offset += at[a] * t.step[a];
+    }
+    if (inside)
+      visit(row * kBoxRowBytes + (begin - at[0]) * size,
+            static_cast<const unsigned char*>(t.base) + offset * size, (end - begin) * size);
+  });
+}
+
+void land(const BoxCopy& copy) {
+  memset(copy.shared, 0, copy.map.box_bytes());
+  for_each_piece(copy, [&](int64_t to, const unsigned char* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; ++i) copy.shared[swizzled(to + i)] = from[i];
+  });
+}
+
+// ---- products --------------------------------------------------------------------------------
+
+// Sums of one thread that products are pending on, and what they will be.
+struct PendingSums {
+  float* at;
+  std::vector<float> value;
+  int group;  // of the latest product
+};
+
+// Operands that a product reads until all threads have waited for it.
+struct Operands {
+  const void* a;
+  const void* b;
+  Major major;
+  int columns;
+  int group;
+  uint64_t digest;
+};
+
+struct ThreadProducts {
+  bool fenced = false;
+  int open_group = 0;
+  std::vector<PendingSums> sums;
+  std::vector<Operands> operands;
+};
+
+struct Warpgroup {
+  int arrived = 0;
+  host::Wgmma first{};  // what the first thread to arrive asked for
+  int first_thread = 0;
+  Site site;
+  float a[kWgmmaRows][kWgmmaDepth];
+  float b[256][kWgmmaDepth];
+  uint64_t digest = 0;
+};
+
+// visit(row or column, k, bits) for each element of an operand of `rows` rows or columns.
+template <class Visit>
+void for_each_element(const void* operand, Major major, int rows, const Visit& visit) {
+  const auto address = reinterpret_cast<uintptr_t>(operand);
+  const auto* tile =
+      reinterpret_cast<const unsigned char*>(address / kBoxAlignment * kBoxAlignment);
+  const auto begin = static_cast<int64_t>(address % kBoxAlignment);
+  for (int row = 0; row < rows; ++row)
+    for (int k = 0; k < kWgmmaDepth; ++k) {
+      const int64_t offset = major == Major::reduction
+                                 ? int64_t{row} * kBoxRowBytes + 2 * k
+                                 : int64_t{row} / kPieceColumns * kPieceColumns * kBoxRowBytes +
+                                       int64_t{k} * kBoxRowBytes + row % kPieceColumns * 2;
+      uint16_t bits;
+      memcpy(&bits, tile + swizzled(begin + offset), 2);
+      visit(row, k, bits);
+    }
+}
+
+uint64_t digest_of(const Operands& o) {
+  uint64_t digest = 1469598103934665603u;
+  const auto add = [&](int, int, uint16_t bits) { digest = (digest ^ bits) * 1099511628211u; };
+  for_each_element(o.a, Major::reduction, kWgmmaRows, add);
+  for_each_element(o.b, o.major, o.columns, add);
+  return digest;
+}
+
+void check_operand(const void* operand, Major major, int rows) {
+  const auto offset = static_cast<int>(reinterpret_cast<uintptr_t>(operand) % kBoxAlignment);
+  if (major == Major::reduction ? offset >= kBoxRowBytes || offset % (2 * kWgmmaDepth) != 0
+                                : offset != 0)
+    fault("wgmma with an operand that begins " + std::to_string(offset) +
+          " bytes behind a multiple of 1024");
+  const int bytes =
+      major == Major::reduction
+          ? (rows - 1) * kBoxRowBytes + 2 * kWgmmaDepth
+          : (rows - 1) / kPieceColumns * kPieceColumns * kBoxRowBytes + kWgmmaDepth * kBoxRowBytes;
+  host::check_shared(operand, bytes, "reads", "from");
+}
+
+// ---- the block -------------------------------------------------------------------------------
+
+class HopperBlock : public host::BlockState {
+ public:
+  void thread_done() override {
+    const ThreadProducts& mine = threads_[thread_index()];
+    if (!mine.operands.empty()) fault("finishes with wgmma not waited for");
+  }
+
+  std::string block_done() override {
+    for (const auto& [address, barrier] : barriers_)
+      if (!barrier.copies.empty()) return "finishes with TMA copies that nobody waited for";
+    return "";
+  }
+
+  void init(void* address, int arrivals) {
+    host::check_alignment(address, 8, "mbarrier");
+    host::check_shared(address, 8, "initialises an mbarrier of", "to");
+    Barrier fresh;
+    fresh.arrivals = fresh.missing = arrivals;
+    barriers_[address] = fresh;
+  }
+
+  void arrive(void* address, int64_t bytes) {
+    Barrier& b = barrier_at(address);
+    if (b.missing == 0)
+      fault("arrives at an mbarrier that expects " + std::to_string(b.arrivals) +
+            " arrivals in a phase, and has them");
+    --b.missing;
+    b.expected += bytes;
+    if (b.expected == 0 || !b.waiting.empty()) settle(b);
+  }
+
+  void wait(void* address, int parity, const Site& site) {
+    Barrier& b = barrier_at(address);
+    settle(b);
+    while (b.phase % 2 == parity) {
+      b.waiting.push_back(thread_index());
+      host::park("wait at the mbarrier of ", site);
+    }
+  }
+
+  void copy(const BoxCopy& copy, void* address) {
+    Barrier& b = barrier_at(address);
+    const int64_t bytes = copy.map.box_bytes();
+    host::check_alignment(copy.shared, 128, "tma_load to shared memory");
+    host::check_shared(copy.shared, static_cast<int>(bytes), "copies", "to");
+    if (reinterpret_cast<uintptr_t>(copy.shared) % kBoxAlignment != 0)
+      fault("tma_load to a box that does not begin at a multiple of 1024 bytes");
+    check_base(copy);
+    for_each_piece(copy, [](int64_t, const unsigned char* from, int64_t count) {
+      host::count_load(from, static_cast<int>(count));
+    });
+    host::poison(copy.shared, bytes);
+    b.copies.push_back(copy);
+    b.brought += bytes;
+    if (b.missing == 0 && b.brought > b.expected)
+      fault("brings " + std::to_string(b.brought) + " bytes to an mbarrier that expects " +
+            std::to_string(b.expected));
+    if (!b.waiting.empty()) settle(b);
+  }
+
+  void wgmma(const host::Wgmma& product, const Site& site) {
+    check_operand(product.a, Major::reduction, kWgmmaRows);
+    check_operand(product.b, product.major, product.columns);
+    PendingSums& mine = sums_of(product);
+    meet(product, site);
+    ThreadProducts& thread = threads_[thread_index()];
+    const Warpgroup& group = warpgroups_[thread_index() / kWarpgroup];
+    mine.group = thread.open_group;
+    thread.operands.push_back(
+        {product.a, product.b, product.major, product.columns, thread.open_group, group.digest});
+    const int warp_row = thread_index() / 32 % 4 * 16;
+    for (int i = 0; i < product.columns / 2; ++i) {
+      const float* a = group.a[warp_row + lane() / 4 + i / 2 % 2 * 8];
+      const float* b = group.b[i / 4 * 8 + lane() % 4 * 2 + i % 2];
+      float sum = mine.value[i];
+      for (int k = 0; k < kWgmmaDepth; ++k) sum += a[k] * b[k];
+      mine.value[i] = sum;
+    }
+  }
+
+  void fence() { threads_[thread_index()].fenced = true; }
+  void commit() { ++threads_[thread_index()].open_group; }
+
+  void wait_products(int pending) {
+    ThreadProducts& mine = threads_[thread_index()];
+    const auto complete = [&](const auto& x) { return x.group < mine.open_group - pending; };
+    for (const Operands& o : mine.operands)
+      if (complete(o) && lane() == 0 && digest_of(o) != o.digest)
+        fault("waits for a wgmma whose operands have changed since it began");
+    std::erase_if(mine.operands, complete);
+    for (const PendingSums& s : mine.sums) {
+      if (!complete(s)) continue;
+      std::copy(s.value.begin(), s.value.end(), s.at);
+      mine.fenced = false;
+    }
+    std::erase_if(mine.sums, complete);
+  }
+
+  HopperBlock()
+      : threads_(block_size()), warpgroups_((block_size() + kWarpgroup - 1) / kWarpgroup) {}
+
+ private:
+  Barrier& barrier_at(void* address) {
+    const auto found = barriers_.find(address);
+    if (found == barriers_.end()) fault("uses an mbarrier that was not initialised");
+    return found->second;
+  }
+
+  // Ends the open phase if nothing is missing but the landing of its copies.
+  static void settle(Barrier& b) {
+    if (b.missing > 0 || b.brought < b.expected) return;
+    if (b.brought > b.expected)
+      fault("waits for " + std::to_string(b.expected) + " bytes at an mbarrier that " +
+            std::to_string(b.brought) + " are brought to");
+    for (const BoxCopy& copy : b.copies) land(copy);
+    b.copies.clear();
+    b.expected = b.brought = 0;
+    b.missing = b.arrivals;
+    ++b.phase;
+    for (int thread : b.waiting) host::unpark(thread);
+    b.waiting.clear();
+  }
+
+  static void check_base(const BoxCopy& copy) {
+    if (!copy.map.windows) return;
+    const WindowBox& box = copy.map.window;
+    for (int a = 0; a < copy.map.tensor.rank - 2; ++a) {
+      const int64_t base = copy.coordinates[a + 1];
+      if (base < box.lower[a] || base > copy.map.tensor.extent[a + 1] - 1 + box.upper[a])
+        fault("tma_load_im2col from a window whose base " + std::to_string(base) +
+              " lies outside the box of its tensor map");
+      if (copy.offsets[a] < 0 || copy.offsets[a] >= 2 * window_box_limit(copy.map.tensor.rank))
+        fault("tma_load_im2col at offset " + std::to_string(copy.offsets[a]) +
+              "; the rank of its tensor map allows less than " +
+              std::to_string(2 * window_box_limit(copy.map.tensor.rank)));
+    }
+  }
+
+  PendingSums& sums_of(const host::Wgmma& product) {
+    ThreadProducts& mine = threads_[thread_index()];
+    for (PendingSums& s : mine.sums)
+      if (s.at == product.sums) return s;
+    if (!mine.fenced) fault("meets wgmma on sums that it has touched, without a wgmma_fence");
+    const int count = product.columns / 2;
+    mine.sums.push_back({product.sums, {product.sums, product.sums + count}, 0});
+    host::poison(product.sums, count * int64_t{sizeof(float)});
+    return mine.sums.back();
+  }
+
+  // Returns once all threads of the warpgroup are here; the last reads the operands.
+  void meet(const host::Wgmma& product, const Site& site) {
+    const int index = thread_index() / kWarpgroup;
+    const int begin = index * kWarpgroup;
+    Warpgroup& group = warpgroups_[index];
+    if (begin + kWarpgroup > block_size()) fault("meets wgmma in a warpgroup that is not whole");
+    if (group.arrived == 0) {
+      group.first = product;
+      group.first_thread = thread_index();
+      group.site = site;
+    }
+    if (group.first.a != product.a || group.first.b != product.b ||
+        group.first.columns != product.columns || !host::same_site(group.site, site))
+      fault("meets another wgmma than thread " + std::to_string(group.first_thread) +
+            " of its warpgroup");
+    if (++group.arrived < kWarpgroup) return host::park("wait at the wgmma of ", site);
+    group.arrived = 0;
+    for_each_element(product.a, Major::reduction, kWgmmaRows,
+                     [&](int row, int k, uint16_t bits) { group.a[row][k] = product.widen(bits); });
+    for_each_element(product.b, product.major, product.columns,
+                     [&](int row, int k, uint16_t bits) { group.b[row][k] = product.widen(bits); });
+    group.digest = digest_of({product.a, product.b, product.major, product.columns, 0, 0});
+    for (int thread = begin; thread < begin + kWarpgroup; ++thread)
+      if (thread != thread_index()) host::unpark(thread);
+  }
+
+  std::map<const void*, Barrier> barriers_;
+  std::vector<ThreadProducts> threads_;
+  std::vector<Warpgroup> warpgroups_;
+};
+
+HopperBlock& block() {
+  auto& state = host::block_state();
+  if (state == nullptr) state = std::make_unique<HopperBlock>();
+  return static_cast<HopperBlock&>(*state);
+}
+
+}  // namespace
+
+namespace host {
+
+void mbarrier_init(void* barrier, int arrivals) { block().init(barrier, arrivals); }
+void mbarrier_arrive(void* barrier, int64_t bytes) { block().arrive(barrier, bytes); }
+void mbarrier_wait(void* barrier, int parity, const Site& site) {
+  block().wait(barrier, parity, site);
+}
+
+void tma_load(void* shared, const TensorMap& map, void* barrier, const int* coordinates,
+              const int* offsets) {
+  BoxCopy copy{static_cast<unsigned char*>(shared), map, {}, {}};
+  std::copy_n(coordinates, map.tensor.rank, copy.coordinates);
+  if (offsets != nullptr) std::copy_n(offsets, 3, copy.offsets);
+  block().copy(copy, barrier);
+}
+
+void wgmma(const Wgmma& product, const Site& site) { block().wgmma(product, site); }
+void wgmma_fence() { block().fence(); }
+void wgmma_commit() { block().commit(); }
+void wgmma_wait(int pending) { block().wait_products(pending); }
+
+}  // namespace host
+}  // namespace weft::device

@@ -86,6 +86,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_target", weft::set_cpu_target);
   m.def("set_host_execution", weft::set_host_execution);
   m.def("host_execution", weft::host_execution);
+  m.def("set_sm90a_kernels", weft::set_sm90a_kernels);
+  m.def("sm90a_kernels", weft::sm90a_kernels);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);

@@ -7,6 +7,8 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -50,6 +52,10 @@ Target best_cpu_target() {
 
 std::atomic<Target> chosen_cpu_target{best_cpu_target()};
 std::atomic<bool> host_execution_enabled{false};
+std::atomic<bool> sm90a_kernels_enabled{[] {
+  const char* wanted = std::getenv("WEFT_SM90A");
+  return wanted != nullptr && strcmp(wanted, "1") == 0;
+}()};
 
 struct PlanRequest {
   bool open = false;
@@ -134,6 +140,10 @@ void set_host_execution(bool enabled) {
 
 bool host_execution() { return host_execution_enabled; }
 
+void set_sm90a_kernels(bool enabled) { sm90a_kernels_enabled = enabled; }
+
+bool sm90a_kernels() { return sm90a_kernels_enabled; }
+
 void request_plans(Target target) {
   plan_request.open = true;
   plan_request.target = target;
@@ -163,6 +173,7 @@ Target target_for(const at::Tensor& t) {
 
 Context context_for(const at::Tensor& t) {
   Context context;
+  context.sm90a = sm90a_kernels();
 #if WEFT_WITH_CUDA
   if (t.is_cuda()) {
     context.stream = c10::cuda::getCurrentCUDAStream(t.device().index()).stream();

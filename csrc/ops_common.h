@@ -30,6 +30,11 @@ std::vector<std::string> available_cpu_targets();
 void set_host_execution(bool enabled);
 bool host_execution();
 
+// Whether CUDA kernels of Hopper's own words are chosen, where they suit. They are not measured
+// yet, so the default is the environment's WEFT_SM90A=1.
+void set_sm90a_kernels(bool enabled);
+bool sm90a_kernels();
+
 // The target that serves tensors like `t`, and the resources of a call on it.
 Target target_for(const at::Tensor& t);
 Context context_for(const at::Tensor& t);

@@ -17,6 +17,10 @@ void launch_dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
 // context.workspace holds wgrad_workspace(p, plan) bytes.
 void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const void* x,
                           const void* gy, void* gw, const Context& context);
+// On Hopper's own words (conv_wgmma.cu), where the context asks for them and they suit: true. `map`
+// is x of fprop, gy of dgrad; `out` y or gx.
+bool launch_wgmma(const ConvProblem& p, ConvProduct step, const void* map, const void* w,
+                  const void* bias, void* out, const Context& context);
 
 // gw = the partial sums [splits, weights] added in order.
 void launch_wgrad_sum(const ConvProblem& p, int64_t splits, const void* partial, void* gw,

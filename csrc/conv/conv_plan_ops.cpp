@@ -1,6 +1,7 @@
 // What the convolution ops tell of themselves where plans are asked for.
 #include "conv/conv_depthwise_plan.h"
 #include "conv/conv_ops.h"
+#include "conv/conv_wgmma_plan.h"
 #include "ops_common.h"
 
 namespace weft {
@@ -50,6 +51,15 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
                                                         : ConvProduct::wgrad;
   if (const DepthwisePlan tiles = plan_depthwise(p, product); tiles.tiled)
     return note_depthwise(p, product, tiles, std::move(plan));
+  if (const ConvWgmmaPlan tiles = plan_conv_wgmma(p, product); sm90a_kernels() && tiles.fits) {
+    plan.kernel += "_wgmma";
+    plan.path = "product of warpgroups";
+    plan.tile = {{"m", conv_wgmma::kRows}, {"n", tiles.columns}, {"k", conv_wgmma::kDepth}};
+    plan.blocks = tiles.tiles_m * tiles.tiles_n;
+    plan.threads = conv_wgmma::kThreads;
+    plan.shared_bytes = conv_wgmma::shared_bytes(tiles.columns);
+    return note_plan(std::move(plan));
+  }
   const ConvCudaPlan cuda = plan_conv_cuda(p, product);
   if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));
   plan.kernel += "_product";

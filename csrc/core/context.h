@@ -12,6 +12,7 @@ enum class Target : uint8_t { baseline, avx2, avx512, cuda, cuda_on_host };
 
 struct Context {
   int threads = 1;            // CPU targets: how many threads may be used
+  bool sm90a = false;         // cuda: kernels of Hopper's own words may be chosen
   void* stream = nullptr;     // cuda: the cudaStream_t to launch on
   void* workspace = nullptr;  // of kernels that ask for one, for the time of the call
 };

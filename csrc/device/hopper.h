@@ -29,19 +29,16 @@
 //                                      place 0, 16, 32 or 48 in row 0 chooses the 16
 //   b of wgmma<T, Major::columns>      row k holds 64 columns; the next 64 are in a piece 64 rows
 //                                      (8192 bytes) further on; the address is that of row 0, 16,
-//                                      ...
+//                                      ...; N is a multiple of 64
 #pragma once
 
 #include <stdexcept>
 #include <string>
 
 #include "device/device.h"
+#include "device/hopper_facts.h"
 
 namespace weft::device {
-
-inline constexpr int kBoxRowBytes = 128;    // of every box, in shared memory
-inline constexpr int kBoxAlignment = 1024;  // after which the swizzle begins anew
-inline constexpr int kWarpgroup = 128;      // threads
 
 // A tensor in global memory: extents and steps in elements, the fastest axis, of step 1, first.
 struct TensorView {
@@ -77,12 +74,6 @@ struct WindowAt {
   int image = 0;
   int offset[3] = {0, 0, 0};
 };
-
-// The range of `lower` and `upper` is [-limit, limit - 1], of an offset [0, 2 limit - 1].
-constexpr int64_t window_box_limit(int rank) {
-  return rank == 3 ? 1 << 15 : rank == 4 ? 1 << 7 : 1 << 4;
-}
-inline constexpr int kMostWindowStride = 8;
 
 namespace detail {
 

@@ -1,7 +1,7 @@
 // Hopper's words as the hardware's own instructions. See device/hopper.h.
 //
-// Compiled for any other architecture than sm_90a a word is a trap: launchers ask has_sm90a()
-// first.
+// Compiled for any other architecture than sm_90a a word is a trap: launchers ask for
+// sm90a_multiprocessors() first.
 #pragma once
 
 #include <cuda.h>
@@ -22,16 +22,22 @@
 
 namespace weft::device {
 
-// The current device executes sm_90a, and this build has code for it.
-inline bool has_sm90a() {
+// The multiprocessors of the current device, if it executes sm_90a and this build has code for it;
+// else 0.
+inline int sm90a_multiprocessors() {
 #if WEFT_WITH_SM90A
-  int device = 0, major = 0, minor = 0;
-  check(cudaGetDevice(&device), "has_sm90a");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "has_sm90a");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "has_sm90a");
-  return major == 9 && minor == 0;
+  int device = 0;
+  check(cudaGetDevice(&device), "sm90a_multiprocessors");
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "sm90a_multiprocessors");
+    return value;
+  };
+  const bool hopper = attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+                      attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+  return hopper ? attribute(cudaDevAttrMultiProcessorCount) : 0;
 #else
-  return false;
+  return 0;
 #endif
 }
 
@@ -248,6 +254,7 @@ WEFT_DEVICE void wgmma_fence(WgmmaSums<N>& sums) {
 template <class T, Major kMajor = Major::reduction, int N>
 WEFT_DEVICE void wgmma(WgmmaSums<N>& sums, const T* a, const T* b) {
   static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
+  static_assert(kMajor == Major::reduction || N % 64 == 0);
   constexpr bool kByColumns = kMajor == Major::columns;
   detail::wgmma_of<std::is_same_v<T, bf16>, kByColumns>(
       sums, detail::matrix_descriptor(a, 16),

@@ -22,6 +22,7 @@ using host::Site;
 
 constexpr int kWgmmaRows = 64;
 constexpr int kWgmmaDepth = 16;
+constexpr int kWgmmaColumns = 256;
 constexpr int kPieceColumns = 64;
 
 struct BoxCopy {
@@ -139,34 +140,45 @@ struct Warpgroup {
   int first_thread = 0;
   Site site;
   float a[kWgmmaRows][kWgmmaDepth];
-  float b[256][kWgmmaDepth];
+  float b[kWgmmaDepth][kWgmmaColumns];
+  float sums[kWgmmaRows][kWgmmaColumns];  // each thread's, while they meet
   uint64_t digest = 0;
 };
 
-// visit(row or column, k, bits) for each element of an operand of `rows` rows or columns.
+// visit(8 elements, row or column, k) for each 16 bytes of an operand of `rows` rows or columns:
+// they follow each other along k, or along columns.
 template <class Visit>
-void for_each_element(const void* operand, Major major, int rows, const Visit& visit) {
+void for_each_chunk(const void* operand, Major major, int rows, const Visit& visit) {
   const auto address = reinterpret_cast<uintptr_t>(operand);
   const auto* tile =
       reinterpret_cast<const unsigned char*>(address / kBoxAlignment * kBoxAlignment);
   const auto begin = static_cast<int64_t>(address % kBoxAlignment);
-  for (int row = 0; row < rows; ++row)
-    for (int k = 0; k < kWgmmaDepth; ++k) {
-      const int64_t offset = major == Major::reduction
-                                 ? int64_t{row} * kBoxRowBytes + 2 * k
-                                 : int64_t{row} / kPieceColumns * kPieceColumns * kBoxRowBytes +
-                                       int64_t{k} * kBoxRowBytes + row % kPieceColumns * 2;
-      uint16_t bits;
-      memcpy(&bits, tile + swizzled(begin + offset), 2);
-      visit(row, k, bits);
-    }
+  const auto at = [&](int64_t offset) {
+    return reinterpret_cast<const uint16_t*>(tile + swizzled(begin + offset));
+  };
+  if (major == Major::reduction) {
+    for (int row = 0; row < rows; ++row)
+      for (int k = 0; k < kWgmmaDepth; k += 8)
+        visit(at(int64_t{row} * kBoxRowBytes + 2 * k), row, k);
+    return;
+  }
+  for (int k = 0; k < kWgmmaDepth; ++k)
+    for (int column = 0; column < rows; column += 8)
+      visit(at((int64_t{column} / kPieceColumns * kPieceColumns + k) * kBoxRowBytes +
+               column % kPieceColumns * 2),
+            column, k);
 }
 
 uint64_t digest_of(const Operands& o) {
-  uint64_t digest = 1469598103934665603u;
-  const auto add = [&](int, int, uint16_t bits) { digest = (digest ^ bits) * 1099511628211u; };
-  for_each_element(o.a, Major::reduction, kWgmmaRows, add);
-  for_each_element(o.b, o.major, o.columns, add);
+  uint64_t digest = 0, odd = 0x9E3779B97F4A7C15u;
+  const auto add = [&](const uint16_t* elements, int, int) {
+    uint64_t words[2];
+    memcpy(words, elements, sizeof(words));
+    digest += words[0] * odd ^ words[1] * (odd + 2);
+    odd += 0x2545F4914F6CDD1Eu;
+  };
+  for_each_chunk(o.a, Major::reduction, kWgmmaRows, add);
+  for_each_chunk(o.b, o.major, o.columns, add);
   return digest;
 }
 
@@ -249,20 +261,18 @@ class HopperBlock : public host::BlockState {
     check_operand(product.a, Major::reduction, kWgmmaRows);
     check_operand(product.b, product.major, product.columns);
     PendingSums& mine = sums_of(product);
-    meet(product, site);
     ThreadProducts& thread = threads_[thread_index()];
-    const Warpgroup& group = warpgroups_[thread_index() / kWarpgroup];
+    Warpgroup& group = warpgroups_[thread_index() / kWarpgroup];
+    const int first_row = thread_index() / 32 % 4 * 16 + lane() / 4;
+    const auto sum = [&](int i) -> float& {
+      return group.sums[first_row + i / 2 % 2 * 8][i / 4 * 8 + lane() % 4 * 2 + i % 2];
+    };
+    for (int i = 0; i < product.columns / 2; ++i) sum(i) = mine.value[i];
+    meet(product, site);
+    for (int i = 0; i < product.columns / 2; ++i) mine.value[i] = sum(i);
     mine.group = thread.open_group;
     thread.operands.push_back(
         {product.a, product.b, product.major, product.columns, thread.open_group, group.digest});
-    const int warp_row = thread_index() / 32 % 4 * 16;
-    for (int i = 0; i < product.columns / 2; ++i) {
-      const float* a = group.a[warp_row + lane() / 4 + i / 2 % 2 * 8];
-      const float* b = group.b[i / 4 * 8 + lane() % 4 * 2 + i % 2];
-      float sum = mine.value[i];
-      for (int k = 0; k < kWgmmaDepth; ++k) sum += a[k] * b[k];
-      mine.value[i] = sum;
-    }
   }
 
   void fence() { threads_[thread_index()].fenced = true; }
@@ -334,7 +344,7 @@ class HopperBlock : public host::BlockState {
     return mine.sums.back();
   }
 
-  // Returns once all threads of the warpgroup are here; the last reads the operands.
+  // Returns once all threads of the warpgroup are here; the last multiplies for all.
   void meet(const host::Wgmma& product, const Site& site) {
     const int index = thread_index() / kWarpgroup;
     const int begin = index * kWarpgroup;
@@ -351,13 +361,28 @@ class HopperBlock : public host::BlockState {
             " of its warpgroup");
     if (++group.arrived < kWarpgroup) return host::park("wait at the wgmma of ", site);
     group.arrived = 0;
-    for_each_element(product.a, Major::reduction, kWgmmaRows,
-                     [&](int row, int k, uint16_t bits) { group.a[row][k] = product.widen(bits); });
-    for_each_element(product.b, product.major, product.columns,
-                     [&](int row, int k, uint16_t bits) { group.b[row][k] = product.widen(bits); });
+    multiply(group, product);
     group.digest = digest_of({product.a, product.b, product.major, product.columns, 0, 0});
     for (int thread = begin; thread < begin + kWarpgroup; ++thread)
       if (thread != thread_index()) host::unpark(thread);
+  }
+
+  static void multiply(Warpgroup& group, const host::Wgmma& product) {
+    for_each_chunk(product.a, Major::reduction, kWgmmaRows,
+                   [&](const uint16_t* elements, int row, int k) {
+                     for (int i = 0; i < 8; ++i) group.a[row][k + i] = product.widen(elements[i]);
+                   });
+    const bool along = product.major == Major::reduction;
+    for_each_chunk(product.b, product.major, product.columns,
+                   [&](const uint16_t* elements, int column, int k) {
+                     for (int i = 0; i < 8; ++i)
+                       group.b[k + (along ? i : 0)][column + (along ? 0 : i)] =
+                           product.widen(elements[i]);
+                   });
+    for (int row = 0; row < kWgmmaRows; ++row)
+      for (int k = 0; k < kWgmmaDepth; ++k)
+        for (int column = 0; column < product.columns; ++column)
+          group.sums[row][column] += group.a[row][k] * group.b[k][column];
   }
 
   std::map<const void*, Barrier> barriers_;

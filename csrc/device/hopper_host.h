@@ -12,8 +12,8 @@
 
 namespace weft::device {
 
-// Host execution plays a Hopper.
-inline bool has_sm90a() { return true; }
+// Host execution plays a small Hopper, so that small problems fill it.
+inline int sm90a_multiprocessors() { return static_cast<int>(grid_facts().multiprocessors); }
 
 struct TensorMap {
   TensorView tensor;
@@ -106,6 +106,7 @@ void wgmma_fence(WgmmaSums<N>&) {
 
 template <class T, Major kMajor = Major::reduction, int N>
 void wgmma(WgmmaSums<N>& sums, const T* a, const T* b, host::Site site = host::Site::current()) {
+  static_assert(kMajor == Major::reduction || N % 64 == 0);
   host::wgmma({sums.value, N, a, b, kMajor, [](uint16_t bits) { return widen(T{bits}); }}, site);
 }
 

@@ -112,7 +112,7 @@ constexpr int kTileBytes = 64 * device::kBoxRowBytes;  // of 64 rows
 template <class T, device::Major kMajor, int N>
 WEFT_GLOBAL void wgmma_record(const Words* in, float* out) {
   constexpr bool kByColumns = kMajor == device::Major::columns;
-  constexpr int kBytesB = kByColumns ? (N + 63) / 64 * kTileBytes : N * device::kBoxRowBytes;
+  constexpr int kBytesB = N * device::kBoxRowBytes;
   device::SharedMemory memory;
   auto* tiles = memory.take<Words, device::kBoxAlignment>((2 * kTileBytes + kBytesB) / 16);
   for (int i = device::thread_index(); i < (2 * kTileBytes + kBytesB) / 16; i += 2 * kThreads)
@@ -213,20 +213,14 @@ bool run_wgmma_of(const void* in, void* out, const Context& context) {
 
 template <class T, device::Major kMajor>
 bool run_wgmma(int columns, const void* in, void* out, const Context& context) {
-  switch (columns) {
-    case 8:
-      return run_wgmma_of<T, kMajor, 8>(in, out, context);
-    case 40:
-      return run_wgmma_of<T, kMajor, 40>(in, out, context);
-    case 64:
-      return run_wgmma_of<T, kMajor, 64>(in, out, context);
-    case 128:
-      return run_wgmma_of<T, kMajor, 128>(in, out, context);
-    case 256:
-      return run_wgmma_of<T, kMajor, 256>(in, out, context);
-    default:
-      return false;
+  if constexpr (kMajor == device::Major::reduction) {
+    if (columns == 8) return run_wgmma_of<T, kMajor, 8>(in, out, context);
+    if (columns == 40) return run_wgmma_of<T, kMajor, 40>(in, out, context);
   }
+  if (columns == 64) return run_wgmma_of<T, kMajor, 64>(in, out, context);
+  if (columns == 128) return run_wgmma_of<T, kMajor, 128>(in, out, context);
+  if (columns == 256) return run_wgmma_of<T, kMajor, 256>(in, out, context);
+  return false;
 }
 
 bool run(const char* word, const void* in, void* out, int64_t bytes, const Context& context) {

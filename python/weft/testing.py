@@ -94,6 +94,22 @@ def host_execution(multiprocessors: int = HOST_MULTIPROCESSORS) -> Iterator[Host
 
 
 @contextmanager
+def sm90a_kernels() -> Iterator[None]:
+    """Chooses the CUDA kernels that only Hopper GPUs have, where they suit.
+
+    They pass their tests under host execution but have no run on such a GPU in
+    `benchmarks/results` yet, so they are not chosen otherwise, unless the process was started with
+    the environment variable `WEFT_SM90A=1`. Process-wide.
+    """
+    before = _C.sm90a_kernels()
+    _C.set_sm90a_kernels(True)
+    try:
+        yield
+    finally:
+        _C.set_sm90a_kernels(before)
+
+
+@contextmanager
 def cpu_target(name: str) -> Iterator[None]:
     """Runs CPU kernels of one instruction set: "baseline", "avx2" or "avx512".
 

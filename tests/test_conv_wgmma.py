@@ -1,0 +1,201 @@
+"""Convolution on Hopper's warpgroup products: the same sums as the plain kernels, path by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import weft.functional as W
+from harness import check_against_native
+from weft.testing import Launch, host_execution, sm90a_kernels
+
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+HALVES = [torch.bfloat16, torch.float16]
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+BACKENDS = ["cuda-on-host"] + (["cuda"] if HOPPER else [])
+
+# Input size, weight size, window; channels-last. A tile has 128 positions, a step 64 channels.
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "plain": ((2, 16, 9, 10), (24, 16, 3, 3), {"padding": 1}),
+    "unpadded": ((2, 24, 9, 10), (16, 24, 3, 2), {}),
+    "pointwise": ((3, 24, 11, 7), (40, 24, 1, 1), {}),
+    "many_channels": ((1, 136, 9, 8), (72, 136, 2, 2), {"padding": 1}),
+    "one_step": ((1, 64, 16, 16), (64, 64, 1, 1), {}),
+    "wide_window": ((1, 16, 12, 13), (16, 16, 5, 7), {"padding": (2, 3)}),
+    "more_padding_than_window": ((1, 16, 8, 8), (16, 16, 2, 2), {"padding": 3}),
+    "strided": ((2, 16, 13, 14), (16, 16, 3, 2), {"stride": (2, 3), "padding": (2, 1)}),
+    "dilated": ((2, 16, 13, 12), (24, 16, 3, 3), {"padding": 2, "dilation": 2}),
+    "everything": (
+        (3, 40, 15, 14),
+        (32, 40, 3, 2),
+        {"stride": (2, 3), "padding": (2, 1), "dilation": (1, 2)},
+    ),
+    "gaps": ((2, 16, 17, 16), (16, 16, 2, 2), {"stride": (3, 8), "padding": 1}),
+    "one_column": ((4, 16, 40, 1), (16, 16, 3, 1), {"padding": (1, 0)}),
+    "one_row": ((4, 16, 1, 200), (16, 16, 1, 3), {"padding": (0, 150), "dilation": (1, 100)}),
+    "volume": ((1, 16, 5, 6, 7), (16, 16, 2, 3, 2), {"padding": 1}),
+    "strided_volume": ((2, 16, 5, 6, 7), (16, 16, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where Hopper's kernels run; they are switched on."""
+    host = request.param == "cuda-on-host"
+    with host_execution() if host else nullcontext(), sm90a_kernels():
+        yield torch.device("cpu" if host else "cuda")
+
+
+def integers(size: tuple[int, ...], like: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randint(-3, 4, size, device=device).to(like)
+
+
+def conv(rank: int, module: Any) -> Any:
+    return getattr(module, f"conv{rank}d")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_integers_are_exact(case: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Sums of small integers are exact, so all bits are known."""
+    input_size, weight_size, window = CASES[case]
+    layout = LAST[len(input_size)]
+    rank = len(input_size) - 2
+    x = integers(input_size, dtype, device).contiguous(memory_format=layout).requires_grad_()
+    w = integers(weight_size, dtype, device).requires_grad_()
+    b = integers(weight_size[:1], dtype, device).requires_grad_()
+    doubles = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    expected = conv(rank, F)(*doubles, **window)
+    actual = conv(rank, W)(x, w, b, **window)
+    assert torch.equal(actual, expected.to(dtype))
+    seed = torch.randint(-2, 3, actual.shape, device=device)
+    seed = seed.contiguous(memory_format=layout)
+    (gx,) = torch.autograd.grad(actual, x, seed.to(dtype))
+    (exact,) = torch.autograd.grad(expected, doubles[0], seed.double())
+    assert torch.equal(gx, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", ["plain", "many_channels", "strided", "dilated", "volume"])
+def test_as_accurate_as_native(case: str, dtype: torch.dtype, device: torch.device) -> None:
+    input_size, weight_size, window = CASES[case]
+    rank = len(input_size) - 2
+    x = torch.randn(input_size, device=device).to(dtype)
+    x = x.contiguous(memory_format=LAST[len(input_size)]).requires_grad_()
+    w = torch.randn(weight_size, device=device).to(dtype).requires_grad_()
+    b = torch.randn(weight_size[:1], device=device).to(dtype).requires_grad_()
+    check_against_native(conv(rank, W), conv(rank, F), x, w, b, **window)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "tanh"])
+def test_a_fused_activation_has_the_bits_of_the_two_in_sequence(
+    activation: str, device: torch.device
+) -> None:
+    x = torch.randn(2, 16, 9, 10, device=device).bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last)
+    w = torch.randn(24, 16, 3, 3, device=device).bfloat16()
+    b = torch.randn(24, device=device).bfloat16()
+    b[3] = torch.nan
+    sums = W.conv2d(x, w, b)
+    slope, one = 0.25, [1, 1]
+    expected = {
+        "none": sums,
+        "relu": sums.relu(),
+        "leaky_relu": F.leaky_relu(sums, slope),
+        "tanh": sums.tanh(),
+    }[activation]
+    fused = torch.ops.weft.conv_activated(x, w, b, activation, slope, one, [0, 0], one, 1)
+    torch.testing.assert_close(
+        fused, expected, equal_nan=True, **({} if activation == "tanh" else {"rtol": 0, "atol": 0})
+    )
+
+
+@pytest.mark.parametrize("channels", [64, 128, 192, 256])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_every_width_of_a_tile(channels: int, dtype: torch.dtype, device: torch.device) -> None:
+    """512 positions are four tiles, which is what host execution has multiprocessors for."""
+    x = integers((2, 8, 16, 16), dtype, device).contiguous(memory_format=torch.channels_last)
+    w = integers((channels, 8, 1, 1), dtype, device)
+    assert torch.equal(W.conv2d(x, w), F.conv2d(x.float(), w.float()).to(dtype))
+    # The other way round, with the weights along columns.
+    wide = torch.zeros(2, channels, 16, 16, dtype=dtype, device=device)
+    wide = wide.contiguous(memory_format=torch.channels_last).requires_grad_()
+    v = integers((8, channels, 1, 1), dtype, device)
+    (gx,) = torch.autograd.grad(W.conv2d(wide, v), wide, x)
+    assert torch.equal(gx, F.conv_transpose2d(x.float(), v.float()).to(dtype))
+
+
+# ---- on the host: which kernels run, and what they move -----------------------------------------
+
+
+def launches(size: tuple[int, ...], weight: tuple[int, ...], **window: Any) -> list[Launch]:
+    dtype = window.pop("dtype", torch.bfloat16)
+    layout = window.pop("layout", LAST[len(size)])
+    x = torch.ones(size, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+    w = torch.ones(weight, dtype=dtype)
+    with host_execution() as run, sm90a_kernels():
+        y = conv(len(size) - 2, W)(x, w, **window)
+        torch.autograd.grad(y, x, torch.ones_like(y))
+    return run.launches
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_which_cases_run_on_hoppers_words(case: str) -> None:
+    input_size, weight_size, window = CASES[case]
+    fprop, dgrad, *_ = (r.kernel for r in launches(input_size, weight_size, **window))
+    assert fprop == "conv_fprop_wgmma"
+    stride = window.get("stride", 1)
+    assert dgrad == ("conv_dgrad_wgmma" if stride == 1 else "conv_dgrad_product")
+
+
+OTHERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "float32": ((2, 16, 9, 10), (24, 16, 3, 3), {"dtype": torch.float32}),
+    "contiguous": ((2, 16, 9, 10), (24, 16, 3, 3), {"layout": torch.contiguous_format}),
+    "grouped": ((2, 32, 9, 10), (32, 16, 3, 3), {"groups": 2}),
+    "odd_channels": ((2, 20, 9, 10), (24, 20, 3, 3), {}),
+    "long_stride": ((2, 16, 33, 10), (24, 16, 3, 3), {"stride": (9, 1)}),
+    "far_padding": ((1, 16, 9, 10), (16, 16, 3, 3), {"padding": (129, 0)}),
+    "far_places": ((1, 16, 300, 2), (16, 16, 2, 2), {"dilation": (257, 1)}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_the_words_cannot_do_stays_with_the_tile_product(other: str) -> None:
+    size, weight, window = OTHERS[other]
+    assert all("wgmma" not in r.kernel for r in launches(size, weight, **window))
+
+
+def test_tiles_are_wide_where_none_of_four_multiprocessors_idles() -> None:
+    for extent, channels, blocks in ((16, 256, 4), (16, 192, 4), (8, 256, 4), (16, 320, 20)):
+        fprop, dgrad = launches((2, 64, extent, extent), (channels, 64, 1, 1))
+        assert fprop.blocks == blocks
+        assert dgrad.blocks == 2 * extent * extent // 128  # 64 channels
+
+
+def test_they_are_opt_in() -> None:
+    x = torch.ones(2, 16, 9, 10, dtype=torch.bfloat16).contiguous(memory_format=LAST[4])
+    w = torch.ones(24, 16, 3, 3, dtype=torch.bfloat16)
+    with host_execution() as run:
+        W.conv2d(x, w)
+        with sm90a_kernels():
+            W.conv2d(x, w)
+        W.conv2d(x, w)
+    names = [r.kernel for r in run.launches]
+    assert names == ["conv_fprop_product", "conv_fprop_wgmma", "conv_fprop_product"]
+
+
+def test_a_window_is_read_once_a_tile() -> None:
+    """Not once a place: a tile of 128 positions reads the rows of the map that its windows meet."""
+    channels, extent, tile = 64, 28, 128
+    blocks = -(-(extent * extent) // tile)
+    met = tile + 2 * (extent + 1)
+    expected = blocks * 2 * (met * channels + 64 * channels * 9 + tile * 64)
+    for launch in launches((1, channels, extent, extent), (64, channels, 3, 3), padding=1):
+        assert launch.blocks == blocks
+        assert launch.traffic <= 1.05 * expected

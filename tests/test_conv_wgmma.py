@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import weft
 import weft.functional as W
 from harness import check_against_native
 from weft.testing import Launch, host_execution, sm90a_kernels
@@ -199,3 +200,16 @@ def test_a_window_is_read_once_a_tile() -> None:
     for launch in launches((1, channels, extent, extent), (64, channels, 3, 3), padding=1):
         assert launch.blocks == blocks
         assert launch.traffic <= 1.05 * expected
+
+
+def test_plans_are_what_runs() -> None:
+    """`weft.explain` takes a GPU with 132 multiprocessors; the problem has tiles for them all."""
+    x = torch.ones(33, 64, 16, 32, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    x = x.to(memory_format=torch.channels_last)
+    w = torch.ones(128, 64, 3, 3, dtype=torch.bfloat16, device="meta")
+    with sm90a_kernels():
+        fprop, dgrad, *_ = weft.explain(W.conv2d, x, w, padding=1, backward=True, target="cuda")
+    assert (fprop.kernel, dgrad.kernel) == ("conv_fprop_wgmma", "conv_dgrad_wgmma")
+    assert fprop.tile == {"m": 128, "n": 128, "k": 64}
+    assert (fprop.blocks, fprop.threads) == (132, 288)
+    assert fprop.shared_bytes == 4 * 2 * 128 * 128 + 128 + 1024

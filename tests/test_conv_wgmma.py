@@ -212,4 +212,4 @@ def test_plans_are_what_runs() -> None:
     assert (fprop.kernel, dgrad.kernel) == ("conv_fprop_wgmma", "conv_dgrad_wgmma")
     assert fprop.tile == {"m": 128, "n": 128, "k": 64}
     assert (fprop.blocks, fprop.threads) == (132, 288)
-    assert fprop.shared_bytes == 4 * 2 * 128 * 128 + 128 + 1024
+    assert fprop.shared_bytes == 4 * 2 * 128 * 128 + 64 + 1024

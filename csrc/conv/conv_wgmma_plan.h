@@ -25,7 +25,7 @@ struct ConvWindows {
 struct ConvWgmmaPlan {
   bool fits = false;
   ConvWindows windows;
-  int rank = 4;      // of the map: 3 + the axes that are walked over, less 1
+  int rank = 4;      // of the map: 2 + the axes that are walked over
   int columns = 64;  // of a tile
   int64_t tiles_m = 0, tiles_n = 0;
 };
@@ -41,7 +41,7 @@ static_assert(kThreads == 32 * (kConsumerWarps + 1));
 
 // Of a ring of stages with tiles of `columns`, its barriers, and what its alignment may cost.
 constexpr int64_t shared_bytes(int columns) {
-  return int64_t{kStages} * (kRows + columns) * device::kBoxRowBytes + 2 * 16 * kStages +
+  return int64_t{kStages} * (kRows + columns) * device::kBoxRowBytes + 2 * 8 * kStages +
          device::kBoxAlignment;
 }
 }  // namespace conv_wgmma

@@ -1,35 +1,39 @@
 // Words of the device vocabulary that only Hopper (sm_90a) has: barriers that count bytes, copies
 // of whole boxes by the tensor memory accelerator (TMA), matrix products of a warpgroup.
 //
-//   MBarrier b                    in shared memory, taken as MBarrier; phases of parity 0, 1, 0,
-//   ... b.init(arrivals)              by one thread, before a barrier() of the block b.arrive()
-//   b.arrive_expect(n) one of the arrivals that the open phase needs; and n bytes more
-//   b.wait(parity)                until the latest phase of that parity is complete: all arrivals
-//                                 made, all bytes landed
-//   tensor_map(tensor, box)       on the host: what a copy reads, for a parameter of the kernel
-//   that
-//                                 is declared WEFT_CONSTANT TensorMap
-//   tma_load(shared, map, b, c0, c1, ...)           a box; coordinates of its corner, fastest first
-//   tma_load_im2col<Rank>(shared, map, b, at)       the pixels of windows, one place of each
-//                                 both by one thread; bytes land in the open phase of b
-//   fence_async()                 ordinary stores to shared memory come before what wgmma and TMA
-//   do
-//                                 there after the next barrier
-//   WgmmaSums<N> sums             64 x N sums of a warpgroup: four warps, from a multiple of four
-//   on wgmma_fence(sums)             before the first wgmma on sums that the thread has touched
-//   wgmma<T>(sums, a, b)          sums += a · b, 16 deep, of T = bf16, f16; runs on behind
-//   wgmma_commit() wgmma_wait<Pending>(sums)   groups of products, in the manner of cp_async; sums
-//                                 and operands may be touched once no product on them is pending
+//   MBarrier b                   in shared memory, taken as MBarrier; its phases have parity 0, 1,
+//                                0, ...
+//   b.init(arrivals)             by one thread, before a barrier() of the block
+//   b.arrive()                   one of the arrivals that the open phase needs
+//   b.arrive_expect(n)           the same, and the phase needs n bytes more
+//   b.wait(parity)               until the latest phase of that parity is complete: all arrivals
+//                                made, all bytes landed
+//   tensor_map(tensor, box)      on the host: what copies read, for a parameter of the kernel that
+//                                is declared WEFT_CONSTANT TensorMap
+//   tma_load(shared, map, b, c0, c1, ...)
+//                                one thread copies a box; its corner, fastest axis first
+//   tma_load_im2col<Rank>(shared, map, b, at)
+//                                one thread copies the pixels that windows see, one place of each;
+//                                the bytes of both land in the open phase of b
+//   fence_async()                ordinary stores to shared memory come before what wgmma and TMA
+//                                do there after the next barrier
+//   WgmmaSums<N> sums            64 x N sums of a warpgroup: four warps, the first a multiple of 4
+//   wgmma_fence(sums)            before the first wgmma on sums that the thread has touched
+//   wgmma<T>(sums, a, b)         sums += a · b, 16 deep, of T = bf16, f16; goes on in background
+//   wgmma_commit()               ends a group of products ...
+//   wgmma_wait<Pending>(sums)    ... and waits until that many of the latest groups are pending;
+//                                sums and operands may be touched once no product on them is
 //
 // How boxes lie in shared memory, and operands (PTX ISA, "Swizzling modes" and "Shared memory
 // matrix layout"): rows of 128 bytes one after another, from a multiple of 1024 on; in row r the 16
 // bytes with index i are found at index i ^ (r % 8). Rows are 64 elements of 16 bits.
 //
-//   a, and b of wgmma<T>               row m (n) holds 64 places of the reduction; the address of
-//                                      place 0, 16, 32 or 48 in row 0 chooses the 16
-//   b of wgmma<T, Major::columns>      row k holds 64 columns; the next 64 are in a piece 64 rows
-//                                      (8192 bytes) further on; the address is that of row 0, 16,
-//                                      ...; N is a multiple of 64
+//   a, b                         row m (n) holds 64 places of the reduction; the address of place
+//                                0, 16, 32 or 48 in row 0 chooses the 16
+//   b of wgmma<T, Major::columns>
+//                                row k holds 64 columns, the next 64 are in a piece 64 rows (8192
+//                                bytes) further on; the address is that of row 0, 16, 32 or 48. N
+//                                is a multiple of 64
 #pragma once
 
 #include <stdexcept>

@@ -6,17 +6,14 @@
 // a word needs (extents, corners, columns) follow its name.
 #include "device/hopper.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
-#include "device/index.h"
 #include "device/selftest.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-using device::global_thread;
 using device::load;
 using device::load_pack;
 using device::MBarrier;

@@ -203,12 +203,14 @@ def test_a_window_is_read_once_a_tile() -> None:
 
 
 def test_plans_are_what_runs() -> None:
-    """`weft.explain` takes a GPU with 132 multiprocessors; the problem has tiles for them all."""
-    x = torch.ones(33, 64, 16, 32, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    x = x.to(memory_format=torch.channels_last)
-    w = torch.ones(128, 64, 3, 3, dtype=torch.bfloat16, device="meta")
+    """`weft.explain` takes a GPU with 132 multiprocessors; the problem has a tile for each."""
+    x, w = (
+        torch.ones(size, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+        for size in ((33, 64, 16, 32), (128, 64, 3, 3))
+    )
+    x.requires_grad_()
     with sm90a_kernels():
-        fprop, dgrad, *_ = weft.explain(W.conv2d, x, w, padding=1, backward=True, target="cuda")
+        fprop, dgrad = weft.explain(W.conv2d, x, w, padding=1, backward=True, target="cuda")
     assert (fprop.kernel, dgrad.kernel) == ("conv_fprop_wgmma", "conv_dgrad_wgmma")
     assert fprop.tile == {"m": 128, "n": 128, "k": 64}
     assert (fprop.blocks, fprop.threads) == (132, 288)

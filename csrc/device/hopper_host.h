@@ -22,9 +22,10 @@ struct TensorMap {
   WindowBox window;
 
   int64_t box_bytes() const {
-    int64_t rows = 1;
-    for (int a = 1; a < tensor.rank; ++a) rows *= tile.extent[a];
-    return kBoxRowBytes * (windows ? window.pixels : rows);
+    if (windows) return int64_t{kBoxRowBytes} * window.pixels;
+    int64_t bytes = kBoxRowBytes;
+    for (int a = 1; a < tensor.rank; ++a) bytes *= tile.extent[a];
+    return bytes;
   }
 };
 

@@ -94,6 +94,20 @@ def test_as_accurate_as_native(case: str, dtype: torch.dtype, device: torch.devi
     check_against_native(conv(rank, W), conv(rank, F), x, w, b, **window)
 
 
+def test_transposed_convolution_with_a_bias(device: torch.device) -> None:
+    """Its forward is the input gradient, with a bias for each channel of x."""
+    x = integers((2, 16, 9, 10), torch.bfloat16, device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    w = integers((16, 24, 3, 2), torch.bfloat16, device)
+    b = integers((24,), torch.bfloat16, device)
+    for window in ({}, {"padding": (1, 0)}, {"dilation": 2}):
+        expected = F.conv_transpose2d(x.double(), w.double(), b.double(), **window)
+        with host_execution() if device.type == "cpu" else nullcontext() as run:
+            actual = W.conv_transpose2d(x, w, b, **window)
+        assert torch.equal(actual, expected.bfloat16())
+        assert run is None or [r.kernel for r in run.launches] == ["conv_dgrad_wgmma"]
+
+
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "tanh"])
 def test_a_fused_activation_has_the_bits_of_the_two_in_sequence(
     activation: str, device: torch.device

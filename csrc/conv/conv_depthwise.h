@@ -1,9 +1,9 @@
 // fprop and dgrad of depthwise convolution of channels-last tensors on CPU: vectors along the
 // channels, which are the groups.
 //
-// A task is a row of destination pixels, taken a few at a time (conv_depthwise_channels.h), for a few
-// vectors of channels after another, so that what neighbours share stays in the cache. Its taps are
-// listed once for all pixels. A strided dgrad takes its pixels phase by phase, so that all of a
+// A task is a row of destination pixels, taken a few at a time (conv_depthwise_channels.h), for a
+// few vectors of channels after another, so that what neighbours share stays in the cache. Its taps
+// are listed once for all pixels. A strided dgrad takes its pixels phase by phase, so that all of a
 // tile meet the same places. Bound: bytes where windows are small, FLOPs where they are large.
 // Tried and lost: a load for each product; lists of their own for the pixels at the edges, one at a
 // time.

@@ -121,7 +121,7 @@ def test_small_maps_cuda_and_few_channels_go_in_sequence() -> None:
     block, _, x = build("depthwise", "max 2", False)
     assert [p.op for p in weft.explain(block, x[:, :, :8, :8])] == ["conv_pooled"] * 2
     plans = weft.explain(block, x, target="cuda")
-    assert [p.kernel for p in plans] == ["conv_fprop", "max_pool_tile"]
+    assert [p.kernel for p in plans] == ["conv_depthwise_fprop", "max_pool_tile"]
     few = weft.nn.ConvBlock2d(1, 2, 3, pooling="max")
     assert path_of(few, torch.randn(8, 1, 200, 200)) == "sequence"
 

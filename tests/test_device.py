@@ -274,9 +274,8 @@ def test_cluster(device: torch.device) -> None:
     assert torch.equal(run("cluster", x), expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")
 def test_blocks_that_meet_in_a_graph() -> None:
-    if not torch.cuda.is_available():
-        return
     x = torch.randint(-1000, 1000, (7, BLOCK), dtype=torch.int32, device="cuda")
     run("grid_barrier", x)
     graph = torch.cuda.CUDAGraph()

@@ -30,7 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "LAYOUTS": ("NCHW",),
         },
     ),
-    "rnn_plots": ("gru, float32, forward", {"OPS": ("gru",), "STEPS": (3,), "BATCHES": (1, 2)}),
+    "rnn_plots": ("gru, float32, forward", {"OPS": ("gru",), "STEPS": (3,), "BATCHES": (1, 16)}),
 }
 
 

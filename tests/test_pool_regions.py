@@ -82,6 +82,7 @@ def problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, tuple[int, in
             box[axis] = min(box[axis], extent / scale)
             box[axis + 2] = max(box[axis + 2], 0.0)
     size = (draw(st.integers(1, 7)), draw(st.integers(1, 3)))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
     return torch.randn(n, c, h, w), torch.tensor(boxes).reshape(-1, 5), size, scale
 
 

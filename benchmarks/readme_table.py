@@ -24,6 +24,24 @@ def _title(row: dict[str, Any]) -> tuple[str, ...]:
     return row["op"], row["shape"], row["dtype"], row["layout"]
 
 
+def _table(rows: list[dict[str, Any]], baseline: str) -> list[str]:
+    lines = [
+        "| op | shape | dtype | layout | weft f | ratio f | weft fb | ratio fb |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    pairs: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["baseline"] == baseline:
+            pairs.setdefault(_title(row), {})[row["direction"]] = row
+    for title, pair in pairs.items():
+        cells = list(title)
+        for direction in ("f", "fb"):
+            row = pair[direction]
+            cells += [seconds(row["weft_s"]), f"{row['ratio']:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def section(run: dict[str, Any], name: str) -> str:
     """The table of `run`, the JSON of `python -m weft bench --full`, kept as file `name`."""
     machine, versions, ceilings = run["machine"], run["versions"], run["ceilings"]
@@ -35,21 +53,11 @@ def section(run: dict[str, Any], name: str) -> str:
         f"{ceilings['matmul_flops_per_s']['float32'] / 1e9:.0f} GFLOP/s. With spreads and "
         f"memory: [{name}]({name}).",
         "",
-        "Ratio = PyTorch's time / weft's, both in one process, in turn, medians; f is forward, fb",
+        "Ratio = baseline's time / weft's, both in one process, in turn, medians; f is forward, fb",
         "forward and backward.",
-        "",
-        "| op | shape | dtype | layout | weft f | ratio f | weft fb | ratio fb |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    pairs: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
-    for row in run["rows"]:
-        pairs.setdefault(_title(row), {})[row["direction"]] = row
-    for title, pair in pairs.items():
-        cells = list(title)
-        for direction in ("f", "fb"):
-            row = pair[direction]
-            cells += [seconds(row["weft_s"]), f"{row['ratio']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+    for baseline in dict.fromkeys(row["baseline"] for row in run["rows"]):
+        lines += ["", f"Baseline: {baseline}.", "", *_table(run["rows"], baseline)]
     twice = [row for row in run["rows"] if row["direction"] == "fbb"]
     if twice:
         each = (f"{row['op']} {row['shape']} {row['dtype']} {row['ratio']:.2f}" for row in twice)

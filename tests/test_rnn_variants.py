@@ -315,6 +315,8 @@ def test_random_masks(dtype: torch.dtype) -> None:
     for target in _C.available_cpu_targets():
         with weft.testing.cpu_target(target):
             assert torch.equal(draw(1003, 0.3), masks[0.3][:1003])
+    with weft.testing.host_execution():
+        assert torch.equal(draw(1003, 0.3), masks[0.3][:1003])
     torch.manual_seed(1)
     first = [random_mask(masks[0.3], (40, 7), 0.5) for _ in range(2)]
     torch.manual_seed(1)

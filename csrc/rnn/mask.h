@@ -1,4 +1,4 @@
-// Random masks of zoneout, drawn on the CPU.
+// Random masks of zoneout: the same on every target.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,14 @@ namespace weft {
 struct MaskProblem {
   DType dtype = DType::f32;
   int64_t count = 0;
-  uint64_t seed = 0;
   uint64_t threshold = 0;  // of 2^32: how many of so many elements are one
 };
 
 struct MaskKernels {
-  // out [count] is one or zero, element i by the seed and i alone.
-  void (*draw)(const MaskProblem&, void* out, const Context&);
+  // out [count] is one or zero, element i by the seed, which is where `out` is, and i alone.
+  void (*draw)(const MaskProblem&, const int64_t* seed, void* out, const Context&);
 };
 
-// CPU targets only: on CUDA torch's own generator is as fast as memory.
-WEFT_DECLARE_CPU_KERNEL_TABLES(MaskKernels, mask_kernels)
+WEFT_DECLARE_KERNEL_TABLES(MaskKernels, mask_kernels)
 
 }  // namespace weft

@@ -40,7 +40,7 @@ WEFT_INLINE void store_lanes(T* out, Vec<float> value, int count) {
   store_part(out, value, count);
 }
 
-void draw(const MaskProblem& p, void* out, const Context& context) {
+void draw(const MaskProblem& p, const int64_t* seed, void* out, const Context& context) {
   constexpr int kLane = kLanes<float>;
   dispatch_dtype(p.dtype, [&](auto tag) {
     auto* mask = static_cast<typename decltype(tag)::type*>(out);
@@ -50,7 +50,7 @@ void draw(const MaskProblem& p, void* out, const Context& context) {
                  [&](int64_t begin, int64_t end) {
                    for (int64_t i = begin; i < end; ++i) {
                      const int64_t first = i * kLane, left = p.count - first;
-                     const Halves found = random_halves(p.seed, first / 2);
+                     const Halves found = random_halves(static_cast<uint64_t>(*seed), first / 2);
                      store_lanes(mask + first, found <= last ? one : Vec<float>{},
                                  static_cast<int>(left < kLane ? left : kLane));
                    }

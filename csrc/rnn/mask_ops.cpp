@@ -2,7 +2,7 @@
 #include "ops_common.h"
 #include "rnn/mask.h"
 
-#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <cmath>
 
@@ -15,16 +15,19 @@ Tensor random_mask(const Tensor& seed, const Tensor& like, at::IntArrayRef size,
   TORCH_CHECK(seed.scalar_type() == at::kLong && seed.numel() == 1,
               "weft::random_mask: seed must be one int64, got ", seed.sizes(), " of dtype ",
               toString(seed.scalar_type()));
+  TORCH_CHECK(seed.device() == like.device(), "weft::random_mask: seed is on ", seed.device(),
+              ", like on ", like.device());
   TORCH_CHECK_VALUE(p >= 0 && p <= 1, "weft::random_mask: p must be between 0 and 1, got ", p);
-  Tensor result = at::empty(size, like.options());
+  const c10::DeviceGuard guard(like.device());
+  Tensor result = empty_output(like, size);
   MaskProblem problem;
   problem.dtype = dtype_of(like, "random_mask", "like");
   problem.count = result.numel();
-  problem.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
   problem.threshold = static_cast<uint64_t>(std::llround(std::ldexp(p, 32)));
-  // A mask is an argument of the layer, so host execution draws it as the CPU does.
   if (problem.count > 0)
-    mask_kernels_for(cpu_target())->draw(problem, result.mutable_data_ptr(), context_for(like));
+    kernels_for(like, mask_kernels_for)
+        .draw(problem, seed.const_data_ptr<int64_t>(), result.mutable_data_ptr(),
+              context_for(like));
   return result;
 }
 
@@ -35,5 +38,6 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) { m.impl("random_mask", random_mask); }
+TORCH_LIBRARY_IMPL(weft, CUDA, m) { m.impl("random_mask", random_mask); }
 
 }  // namespace weft

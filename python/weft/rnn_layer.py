@@ -211,9 +211,7 @@ class RNNLayerGradients(Function):
 
 def random_mask(like: Tensor, size: tuple[int, ...], p: float) -> Tensor:
     """Ones with probability `p`, elsewhere zeros, of the dtype and device of `like`."""
-    if like.device.type != "cpu":
-        return like.new_empty(size).bernoulli_(p)
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=like.device)
     return _ops.random_mask(seed, like.detach(), size, p)
 
 

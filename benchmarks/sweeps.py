@@ -23,7 +23,8 @@ from weft.bench.rows import DIRECTIONS, Row
 matplotlib.rcParams.update({"svg.hashsalt": "weft", "svg.fonttype": "none"})
 
 DOCS = Path(__file__).parent.parent / "docs"
-EFFORT = Effort(seconds=0.15, least=3, most=30)
+# The first calls on hundreds of MB wait for pages that the machine has yet to give.
+EFFORT = Effort(seconds=0.15, least=9, most=30)
 TITLES = {"f": "forward", "fb": "forward and backward"}
 RATIO = "PyTorch's time / weft's time"
 COLOURS = {

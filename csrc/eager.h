@@ -15,9 +15,8 @@
 //   static constexpr size_t kReturned;   the caller gets that many of the outputs
 //   bool read(PyObject* const* options); false declines
 //   void attributes(py::dict&) const;    what the Function's `save` leaves on ctx beside tensors
-//   variable_list forward(in, bool keep);  may note in the op what `gradients` needs; outputs
-//   beyond
-//                                          the returned ones are for `saved`
+//   variable_list forward(in, bool keep);  may note in the op what `gradients` needs; what it gives
+//                                          beyond the returned outputs is for `saved`
 //   variable_list saved(in, outputs, needed) const;  in the order of the Function's `save`
 //   variable_list gradients(saved, grads, wanted) const;  of the tensors; undefined if not wanted
 #pragma once

@@ -125,23 +125,10 @@ template <class T, int kPixels, int kVectors, bool kWhole>
 void channel_tile(const ChannelRun* begin, const ChannelRun* end, const ChannelTile<T>& tile) {
   PixelSums<accumulate_t<T>, kPixels, kVectors> kept;
   for (const ChannelRun* run = begin; run != end; ++run) {
-    const auto add = [&](auto n) __attribute__((always_inline)) {
+    with_count<kTapPlaces>(run->places, [&](auto n) __attribute__((always_inline)) {
       add_channel_taps<T, decltype(n)::value, kPixels, kVectors, kWhole>(*run, tile, run == begin,
                                                                          run + 1 == end, kept);
-    };
-    switch (run->places) {
-      case 1:
-        add(Count<1>{});
-        break;
-      case 2:
-        add(Count<2>{});
-        break;
-      case 3:
-        add(Count<3>{});
-        break;
-      default:
-        add(Count<kTapPlaces>{});
-    }
+    });
   }
 }
 

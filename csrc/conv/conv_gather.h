@@ -104,11 +104,18 @@ inline int64_t images_at_a_time(int64_t images, int64_t elements) {
   return least(images, round_up(count, 2));  // which weight gradients take in pairs
 }
 
-// Calls body(Count<n>, first) over [0, count) in steps of at most kMax.
 template <int n>
 struct Count {
   static constexpr int value = n;
 };
+// Calls body(Count<count>); count is in [1, kMost].
+template <int kMost, class Body>
+WEFT_INLINE void with_count(int64_t count, const Body& body) {
+  if constexpr (kMost > 1)
+    if (count < kMost) return with_count<kMost - 1>(count, body);
+  body(Count<kMost>{});
+}
+// Calls body(Count<n>, first) over [0, count) in steps of at most kMax.
 template <int kMax, class Body>
 WEFT_INLINE void in_steps(int64_t count, const Body& body) {
   int64_t i = 0;

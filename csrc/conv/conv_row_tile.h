@@ -86,26 +86,10 @@ void row_tile(const RowTaps::Runs& runs, const Acc* source, int64_t pitch, int64
   const TapRun* const begin = any ? runs.begin : &none;
   const TapRun* const end = any ? runs.end : &none + 1;
   for (const TapRun* run = begin; run != end; ++run) {
-    const auto add = [&](auto n) __attribute__((always_inline)) {
+    with_count<kWindowRows>(run->places, [&](auto n) __attribute__((always_inline)) {
       add_taps<Acc, decltype(n)::value, kVectors, kRows>(*run, source, pitch, row, weights,
                                                          run == begin, run + 1 == end, kept, to);
-    };
-    switch (run->places) {
-      case 1:
-        add(Count<1>{});
-        break;
-      case 2:
-        add(Count<2>{});
-        break;
-      case 3:
-        add(Count<3>{});
-        break;
-      case 4:
-        if constexpr (kWindowRows >= 4) add(Count<4>{});
-        break;
-      default:
-        if constexpr (kWindowRows >= 5) add(Count<5>{});
-    }
+    });
   }
 }
 
@@ -126,31 +110,7 @@ WEFT_INLINE void for_each_row_tile(int64_t vectors, int64_t rows, const Tile& ti
     for (int64_t row = 0; row < rows;) {
       const int64_t left = rows - row;
       const int64_t step = ceil_div(left, ceil_div(left, kMost));
-      switch (step) {
-        case 8:
-          if constexpr (kMost >= 8) tile(width, Count<8>{}, vector, row);
-          break;
-        case 7:
-          if constexpr (kMost >= 7) tile(width, Count<7>{}, vector, row);
-          break;
-        case 6:
-          if constexpr (kMost >= 6) tile(width, Count<6>{}, vector, row);
-          break;
-        case 5:
-          if constexpr (kMost >= 5) tile(width, Count<5>{}, vector, row);
-          break;
-        case 4:
-          tile(width, Count<4>{}, vector, row);
-          break;
-        case 3:
-          tile(width, Count<3>{}, vector, row);
-          break;
-        case 2:
-          tile(width, Count<2>{}, vector, row);
-          break;
-        default:
-          tile(width, Count<1>{}, vector, row);
-      }
+      with_count<kMost>(step, [&](auto height) { tile(width, height, vector, row); });
       row += step;
     }
   });

@@ -137,22 +137,9 @@ class RowWgrad {
         copy_row_whole(to, from, p_.out[2]);
       }
     }
-    for (const TapRun* run = runs_.begin; run != runs_.end; ++run) switch (run->places) {
-        case 1:
-          add_run<1>(*run, images);
-          break;
-        case 2:
-          add_run<2>(*run, images);
-          break;
-        case 3:
-          add_run<3>(*run, images);
-          break;
-        case 4:
-          if constexpr (kWindowRows >= 4) add_run<4>(*run, images);
-          break;
-        default:
-          if constexpr (kWindowRows >= 5) add_run<5>(*run, images);
-      }
+    for (const TapRun* run = runs_.begin; run != runs_.end; ++run)
+      with_count<kWindowRows>(run->places,
+                              [&](auto n) { add_run<decltype(n)::value>(*run, images); });
   }
 
   void store(Acc* sums) const {

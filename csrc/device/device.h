@@ -7,8 +7,8 @@
 //
 //   WEFT_GLOBAL void kernel(...)         a kernel; blocks and grids are one-dimensional
 //   WEFT_GLOBAL WEFT_HOT void kernel(...)  one that must not spill: `make kernels` fails if it does
-//   WEFT_UNROLL WEFT_UNROLL_BY(4)        before a loop: unrolled, so that what it indexes is
-//   registers launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
+//   WEFT_UNROLL WEFT_UNROLL_BY(4)        before a loop: unrolled; what it indexes is in registers
+//   launch({name, blocks, threads, shared_bytes, stream}, kernel, args...)
 //                                        non-const pointer arguments are the kernel's outputs
 //   thread_index() block_size() block_index() grid_size() lane()
 //   SharedMemory shared;                 the block's shared memory ...

@@ -115,7 +115,7 @@ macros = {
     "WEFT_CUDA_ARCHITECTURES": f'"{ARCH_LIST if CUDA else ""}"',
 }
 sources = [
-    *(ROOT / "csrc" / name for name in ("module.cpp", "eager.cpp", "ops_common.cpp")),
+    *ROOT.glob("csrc/*.cpp"),
     *ROOT.glob("csrc/*/*_ops.cpp"),
 ]
 cuda_include = [str(toolkit() / "include")] if CUDA else []

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "ops_common.h"
+#include "output_memory.h"
 #include "pool/pool_ops.h"
 #include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_ops.h"
@@ -30,7 +31,7 @@ py::list launch_reports() {
 }
 #endif
 
-// // How CUDA would take all steps of a recurrent layer in one kernel, of elements of `bytes`
+// How CUDA would take all steps of a recurrent layer in one kernel, of elements of `bytes`
 // bytes; None where each step has kernels of its own.
 py::object sequence_plan(const std::string& cell, int bytes, int64_t steps, int64_t batch,
                          int64_t hidden, int64_t projection, bool normalised, bool backward,
@@ -88,6 +89,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("host_execution", weft::host_execution);
   m.def("set_sm90a_kernels", weft::set_sm90a_kernels);
   m.def("sm90a_kernels", weft::sm90a_kernels);
+  m.def("kept_output_bytes", weft::kept_output_bytes);
+  m.def("release_kept_outputs", weft::release_kept_outputs);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);

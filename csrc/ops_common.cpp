@@ -1,5 +1,6 @@
 #include "ops_common.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -10,9 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "output_memory.h"
 
 #if WEFT_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -68,20 +67,6 @@ thread_local PlanRequest plan_request;
 std::vector<std::string>& planned_op_names() {
   static std::vector<std::string> names;
   return names;
-}
-
-// Large outputs are fresh memory from the system, and a first touch costs a page fault each 4 KiB:
-// five times the time of filling the memory. Huge pages remove that, where the system offers them
-// on request (as torch's own THP_MEM_ALLOC_ENABLE=1 does).
-void advise_huge_pages([[maybe_unused]] const at::Tensor& t) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  if (t.nbytes() < 2 * kHugePage) return;
-  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (address + t.nbytes()) / kHugePage * kHugePage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 // libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
@@ -212,9 +197,10 @@ at::Tensor empty_output(const at::Tensor& like, at::IntArrayRef sizes, at::Scala
     return at::from_blob(memory, sizes, plan.strides(), device::release_guarded, options);
   }
 #endif
-  at::Tensor output = at::empty(sizes, options, format);
-  if (output.is_cpu()) advise_huge_pages(output);
-  return output;
+  if (like.is_cpu())
+    return at::Tensor(at::detail::empty_generic(
+        sizes, output_memory(), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, format));
+  return at::empty(sizes, options, format);
 }
 
 at::MemoryFormat layout_of(const at::Tensor& t) {

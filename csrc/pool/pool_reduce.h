@@ -173,45 +173,49 @@ WEFT_INLINE void fill_lanes(E* out, int64_t count, E value) {
 template <class T>
 WEFT_INLINE void prefetch_ahead(const T* address) {
   constexpr int64_t kAheadBytes = 4096;
-  __builtin_prefetch(reinterpret_cast<const char*>(address) + kAheadBytes);
+  // As an integer: it may lie beyond the array.
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(address) + kAheadBytes));
+}
+
+// Vectors j, j + kWidth ... of out[j] = reduce_k sources[k][j]; the last one ends at n at most, so
+// it may overlap the one before.
+template <class Op, int kVectors, class T>
+WEFT_INLINE void reduce_vectors(const T* const* sources, int64_t count, int64_t j, int64_t n,
+                                typename Op::E* out) {
+  constexpr int64_t kWidth = Op::kWidth;
+  int64_t at[kVectors];
+  typename Op::V sum[kVectors];
+  for (int b = 0; b < kVectors; ++b) {
+    const int64_t begin = j + b * kWidth;
+    at[b] = b + 1 < kVectors || begin + kWidth <= n ? begin : n - kWidth;
+    prefetch_ahead(sources[0] + at[b]);
+    sum[b] = Op::load(sources[0] + at[b]);
+  }
+  for (int64_t k = 1; k < count; ++k)
+    for (int b = 0; b < kVectors; ++b) {
+      prefetch_ahead(sources[k] + at[b]);
+      sum[b] = Op::reduce(sum[b], Op::load(sources[k] + at[b]));
+    }
+  for (int b = 0; b < kVectors; ++b) store_lanes(out + at[b], sum[b]);
 }
 
 // out[j] = reduce_k sources[k][j] for j in [0, n), count > 0; writes nothing beyond n.
 template <class Op, class T>
 void reduce_rows(const T* const* sources, int64_t count, int64_t n, typename Op::E* out) {
-  using V = typename Op::V;
   constexpr int64_t kWidth = Op::kWidth;
-  int64_t j = 0;
-  for (; j + kBlock * kWidth <= n; j += kBlock * kWidth) {
-    V sum[kBlock];
-    for (int b = 0; b < kBlock; ++b) {
-      prefetch_ahead(sources[0] + j + b * kWidth);
-      sum[b] = Op::load(sources[0] + j + b * kWidth);
-    }
-    for (int64_t k = 1; k < count; ++k)
-      for (int b = 0; b < kBlock; ++b) {
-        prefetch_ahead(sources[k] + j + b * kWidth);
-        sum[b] = Op::reduce(sum[b], Op::load(sources[k] + j + b * kWidth));
-      }
-    for (int b = 0; b < kBlock; ++b) store_lanes(out + j + b * kWidth, sum[b]);
-  }
   if (n < kWidth) {
-    V sum = load_some<Op>(sources[0], n);
+    typename Op::V sum = load_some<Op>(sources[0], n);
     for (int64_t k = 1; k < count; ++k) sum = Op::reduce(sum, load_some<Op>(sources[k], n));
     memcpy(static_cast<void*>(out), &sum, n * sizeof(typename Op::E));
     return;
   }
-  while (j < n) {
-    const int64_t at = j + kWidth <= n ? j : n - kWidth;  // the last vector may overlap
-    prefetch_ahead(sources[0] + at);
-    V sum = Op::load(sources[0] + at);
-    for (int64_t k = 1; k < count; ++k) {
-      prefetch_ahead(sources[k] + at);
-      sum = Op::reduce(sum, Op::load(sources[k] + at));
-    }
-    store_lanes(out + at, sum);
-    j = at + kWidth;
-  }
+  int64_t j = 0;
+  for (; n - j > (kBlock - 1) * kWidth; j += kBlock * kWidth)
+    reduce_vectors<Op, kBlock>(sources, count, j, n, out);
+  if (n - j > 2 * kWidth) return reduce_vectors<Op, 3>(sources, count, j, n, out);
+  if (n - j > kWidth) return reduce_vectors<Op, 2>(sources, count, j, n, out);
+  if (n > j) reduce_vectors<Op, 1>(sources, count, j, n, out);
 }
 
 // line[j] = reduce(line[j], other[j]) for whole vectors of [0, n); `other` may lie above `line`.

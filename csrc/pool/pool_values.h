@@ -10,7 +10,8 @@
 //
 // Along W, strides are never split into phases: stride 1 and channels are unit-stride loads at
 // shifts; stride 2 is reduced densely and its even elements kept by one shuffle; for larger strides
-// as many windows as a vector has lanes are loaded, one in each vector, and reduced by transposing.
+// as many windows as a vector has lanes are loaded, one in each vector, and reduced by transposing;
+// windows of 4, 8, 16 ... that touch are reduced by halving the line, neighbour by neighbour.
 //
 // Bound: bytes, in + out; outputs larger than the cache are streamed past it.
 // Lost: a ring of rows reduced along W first (as the maximum with places does): stride 2 reduces
@@ -213,6 +214,19 @@ class ValueWalk {
     }
   }
 
+  // Windows that touch, of a power of two: halves the line until each is one element.
+  template <class Emit>
+  void reduce_by_halving(E* line, int64_t outputs, const Emit& emit) {
+    const auto pairs = [&](int64_t j) {
+      V even, odd;
+      deinterleave(load_lanes(line + 2 * j), load_lanes(line + 2 * j + kWidth), even, odd);
+      return Op::reduce(even, odd);
+    };
+    for (int64_t size = p_.window[2].size; size > 2; size /= 2)
+      for (int64_t j = 0; j < outputs * size / 2; j += kWidth) store_lanes(line + j, pairs(j));
+    for (int64_t j = 0; j < outputs; j += kWidth) emit(j, pairs(j));
+  }
+
   // Reduces the windows along one line: emit(j, value) for each vector of the outputs.
   template <class Emit>
   void reduce_line(E* line, int64_t outputs, const Emit& emit) {
@@ -221,8 +235,10 @@ class ValueWalk {
     const int64_t stride = window.stride;
     const int64_t n = outputs * inner;
     int64_t size = window.size;
-    if (stride > 2 && inner == 1 && window.dilation == 1 && size <= 4 * kWidth)
-      return reduce_lanes_of(line, outputs, emit);
+    const bool dense = inner == 1 && window.dilation == 1;
+    if (dense && stride > 2 && size == stride && (size & (size - 1)) == 0)
+      return reduce_by_halving(line, outputs, emit);
+    if (dense && stride > 2 && size <= 4 * kWidth) return reduce_lanes_of(line, outputs, emit);
     // Channels are read directly for each output: doubling pays where windows overlap enough.
     const int64_t passes = inner > 1 ? 3 * stride * pool_doubling_passes(size) / 2 : 0;
     if (size > kPoolDirectSize + passes) {

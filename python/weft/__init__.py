@@ -31,6 +31,7 @@ _load()
 from weft import functional, nn  # noqa: E402
 from weft.convert import convert, revert  # noqa: E402
 from weft.explain import explain  # noqa: E402
+from weft.memory import empty_cache  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["convert", "explain", "functional", "nn", "revert"]
+__all__ = ["convert", "empty_cache", "explain", "functional", "nn", "revert"]

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "conv/conv_ops.h"
 #include "ops_common.h"
 #include "output_memory.h"
 #include "pool/pool_ops.h"
@@ -92,6 +93,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("kept_output_bytes", weft::kept_output_bytes);
   m.def("release_kept_outputs", weft::release_kept_outputs);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
+  PyModule_AddFunctions(m.ptr(), weft::eager_convolution());
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);
   m.def("plans_of", plans_of);

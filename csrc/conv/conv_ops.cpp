@@ -166,6 +166,11 @@ std::vector<int64_t> output_size(const ConvProblem& p, int rank) {
   return size;
 }
 
+void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
+  TORCH_CHECK(grad.sizes() == IntArrayRef(output_size(p, rank)), name_of(rank),
+              ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
+}
+
 Activation activation_of(c10::string_view name, double slope) {
   constexpr std::pair<c10::string_view, Activation> kNames[] = {
       {"none", Activation::none},
@@ -220,8 +225,6 @@ Tensor run_conv(const ConvRequest& r) {
   return y;
 }
 
-namespace {
-
 Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                       c10::string_view activation, double slope, IntArrayRef stride,
                       IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
@@ -232,11 +235,6 @@ Tensor conv_activated(const Tensor& input, const Tensor& weight, const std::opti
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
             IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   return conv_activated(input, weight, bias, "none", 0, stride, padding, dilation, groups);
-}
-
-void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
-  TORCH_CHECK(grad.sizes() == IntArrayRef(output_size(p, rank)), name_of(rank),
-              ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
 }
 
 Tensor conv_dgrad(const Tensor& grad, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -308,6 +306,8 @@ Tensor conv_bias_grad(const Tensor& grad) {
     kernels.bias_grad(p, gy.const_data_ptr(), gb.mutable_data_ptr(), context_for(gy));
   return gb;
 }
+
+namespace {
 
 void implement(torch::Library& m) {
   m.impl("conv", conv);

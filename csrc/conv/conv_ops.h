@@ -1,6 +1,8 @@
 // What the op files of convolution share.
 #pragma once
 
+#include <Python.h>
+
 #include <ATen/core/Tensor.h>
 
 #include <optional>
@@ -27,5 +29,25 @@ ConvRequest conv_request(const at::Tensor& input, const at::Tensor& weight,
                          double slope, at::IntArrayRef stride, at::IntArrayRef padding,
                          at::IntArrayRef dilation, int64_t groups);
 at::Tensor run_conv(const ConvRequest& request);
+
+// The ops of the same names.
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight,
+                const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
+                at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+at::Tensor conv_activated(const at::Tensor& input, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias, c10::string_view activation,
+                          double slope, at::IntArrayRef stride, at::IntArrayRef padding,
+                          at::IntArrayRef dilation, int64_t groups);
+at::Tensor conv_dgrad(const at::Tensor& grad, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias, at::IntArrayRef input_size,
+                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                      int64_t groups);
+at::Tensor conv_wgrad(const at::Tensor& input, const at::Tensor& grad, at::IntArrayRef weight_size,
+                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                      int64_t groups);
+at::Tensor conv_bias_grad(const at::Tensor& grad);
+
+// Their eager paths (eager.h), as a table of Python functions.
+PyMethodDef* eager_convolution();
 
 }  // namespace weft

@@ -1,5 +1,6 @@
 // The eager path of pooling (eager.h): the window arguments as Python has them, forward, gradient.
 #include "eager.h"
+#include "eager_arguments.h"
 #include "pool/pool_ops.h"
 
 #include <utility>
@@ -10,40 +11,6 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 
-// Numbers, one per axis; none at all for None.
-struct AxisValues {
-  std::array<int64_t, 3> value{};
-  size_t count = 0;
-
-  IntArrayRef all() const { return {value.data(), count}; }
-};
-
-bool read_int(PyObject* from, int64_t& to) {
-  int overflow = 0;
-  if (!PyLong_CheckExact(from)) return false;
-  to = PyLong_AsLongLongAndOverflow(from, &overflow);
-  return overflow == 0;
-}
-
-bool read_flag(PyObject* from, bool& to) {
-  to = from == Py_True;
-  return PyBool_Check(from);
-}
-
-// False for whatever is not an int, one int for all axes or one per axis: Python says what is wrong
-// with it, or converts it.
-bool read_axes(PyObject* from, int64_t rank, AxisValues& to) {
-  const bool sequence = PyTuple_CheckExact(from) || PyList_CheckExact(from);
-  const int64_t given = sequence ? PySequence_Fast_GET_SIZE(from) : 1;
-  if (given != 1 && given != rank) return false;
-  to.count = static_cast<size_t>(rank);
-  for (int64_t i = 0; i < rank; ++i) {
-    PyObject* item = sequence ? PySequence_Fast_GET_ITEM(from, given == 1 ? 0 : i) : from;
-    if (!read_int(item, to.value[i])) return false;
-  }
-  return true;
-}
-
 // What `gradients` and Python's backward need to know of the input and its windows.
 struct Pool {
   static constexpr const char* kModule = "weft.pool_ops";
@@ -53,11 +20,6 @@ struct Pool {
   PoolRequest request;
   bool channels_last = false;
 
-  static py::tuple as_tuple(IntArrayRef values) {
-    py::tuple result(values.size());
-    for (size_t i = 0; i < values.size(); ++i) result[i] = values[i];
-    return result;
-  }
   void remember(const Tensor& input, PoolRequest of_input) {
     request = std::move(of_input);
     channels_last = is_channels_last(input, request.op.rank);
@@ -106,7 +68,7 @@ struct MeanOfWindows : Pool {
 // rank, kernel_size, stride, padding, ... of fixed windows.
 struct FixedWindows {
   int64_t rank = 0;
-  AxisValues kernel_size, stride, padding;
+  Ints kernel_size, stride, padding;
 
   bool read(PyObject* const* options) {
     return read_int(options[0], rank) && rank >= 1 && rank <= 3 &&
@@ -121,7 +83,7 @@ struct MaxPool : MaxOfWindows {
   static constexpr size_t kOptions = 6;  // ..., dilation, ceil_mode
 
   FixedWindows windows;
-  AxisValues dilation;
+  Ints dilation;
   bool ceil_mode = false;
 
   bool read(PyObject* const* options) {
@@ -169,7 +131,7 @@ struct AvgPool : MeanOfWindows {
 
 // One int per axis.
 struct OutputSize {
-  AxisValues size;
+  Ints size;
 
   bool read(PyObject* const* options) {
     const Py_ssize_t rank = PyTuple_CheckExact(options[0]) ? PyTuple_GET_SIZE(options[0]) : 0;

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from weft import _C
 from weft import conv_vmap as conv_vmap  # registers the rules of vmap
-from weft.autograd import Function, autocast_arguments, needs_grad
+from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
 
 _ops = torch.ops.weft
 
@@ -114,7 +115,7 @@ class Conv(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         input_size, weight_size = ctx.sizes
-        input_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
+        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
         return (
             conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
             conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
@@ -261,6 +262,9 @@ class ConvBiasGrad(Function):
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: ConvWindow) -> Tensor:
+    found = eagerly(_C.conv, input, weight, bias, *window)
+    if found is not None:
+        return found
     if needs_grad(input, weight, bias):
         return Conv.apply(input, weight, bias, window)
     return _ops.conv(input, weight, bias, *window)
@@ -288,6 +292,9 @@ def conv_dgrad(
     input_size: Sequence[int],
     window: ConvWindow,
 ) -> Tensor:
+    found = eagerly(_C.conv_dgrad, grad, weight, bias, input_size, *window)
+    if found is not None:
+        return found
     if needs_grad(grad, weight, bias):
         return ConvDgrad.apply(grad, weight, bias, input_size, window)
     return _ops.conv_dgrad(grad, weight, bias, input_size, *window)

@@ -7,6 +7,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <array>
+#include <string>
 
 namespace weft {
 
@@ -30,6 +31,24 @@ inline bool read_int(PyObject* from, int64_t& to) {
 inline bool read_flag(PyObject* from, bool& to) {
   to = from == Py_True;
   return PyBool_Check(from);
+}
+
+inline bool read_number(PyObject* from, double& to) {
+  int64_t whole = 0;
+  if (!PyFloat_CheckExact(from) && !read_int(from, whole)) return false;
+  to = PyFloat_CheckExact(from) ? PyFloat_AS_DOUBLE(from) : static_cast<double>(whole);
+  return true;
+}
+
+inline bool read_name(PyObject* from, std::string& to) {
+  Py_ssize_t length = 0;
+  const char* text = PyUnicode_CheckExact(from) ? PyUnicode_AsUTF8AndSize(from, &length) : nullptr;
+  if (text == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  to.assign(text, static_cast<size_t>(length));
+  return true;
 }
 
 // A tuple of ints.

@@ -35,6 +35,9 @@ bool host_execution();
 void set_sm90a_kernels(bool enabled);
 bool sm90a_kernels();
 
+inline bool is_cpu(Target target) {
+  return target != Target::cuda && target != Target::cuda_on_host;
+}
 // The target that serves tensors like `t`, and the resources of a call on it.
 Target target_for(const at::Tensor& t);
 Context context_for(const at::Tensor& t);

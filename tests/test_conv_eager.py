@@ -11,11 +11,19 @@ from torch import Tensor
 
 import weft.functional as W
 from weft import _C
-from weft.conv import Conv, ConvDgrad, ConvWindow
+from weft.conv import Conv, ConvActivated, ConvDgrad, ConvWindow
 
 WINDOW = ConvWindow((2, 1), (1, 2), (1, 2), 2)
+DEPTHWISE = ConvWindow((1, 1), (1, 1), (1, 1), 4)
 UNEVEN = ConvWindow((1, 1), (1, 0, 0, 1), (1, 1), 2)  # leading, then trailing padding
 SIZE = (2, 4, 7, 8)
+NODES = ("ConvBackward", "ConvActivatedBackward", "ConvDgradBackward")
+
+
+def one_each(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The parameters of a depthwise convolution of four channels."""
+    return weight[:4, :1], bias if bias is None else bias[:4]
+
 
 # The eager path, and the Function that defines it.
 OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -26,6 +34,14 @@ OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "conv, uneven padding": (
         lambda x, w, b: _C.conv(x, w, b, *UNEVEN),
         lambda x, w, b: Conv.apply(x, w, b, UNEVEN),
+    ),
+    "activated": (
+        lambda x, w, b: _C.conv_activated(x, w, b, "leaky_relu", 0.2, *WINDOW),
+        lambda x, w, b: ConvActivated.apply(x, w, b, "leaky_relu", 0.2, WINDOW),
+    ),
+    "depthwise, activated": (
+        lambda x, w, b: _C.conv_activated(x, *one_each(w, b), "tanh", 0.0, *DEPTHWISE),
+        lambda x, w, b: ConvActivated.apply(x, *one_each(w, b), "tanh", 0.0, DEPTHWISE),
     ),
     "transposed": (
         lambda gy, w, b: _C.conv_dgrad(gy, w, b, SIZE, *WINDOW),
@@ -66,7 +82,7 @@ def test_same_bits_as_the_function(name: str, last: bool, missing: int | str | N
     elif isinstance(missing, int):
         args[missing].requires_grad_(False)
     eager, function = OPS[name]
-    assert eager(*args).grad_fn.name() in ("ConvBackward", "ConvDgradBackward")
+    assert eager(*args).grad_fn.name() in NODES
     for actual, expected in zip(derivatives(eager, args), derivatives(function, args), strict=True):
         assert torch.equal(actual, expected)
         assert actual.stride() == expected.stride()

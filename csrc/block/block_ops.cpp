@@ -20,8 +20,6 @@ PoolRequest windows_of(const ConvRequest& conv, bool maximum, const PoolArgument
   return avg_windows(conv.output_size, arguments, true, {}, {"avg_pool", rank});
 }
 
-bool runs_on_cpu(Target target) { return target != Target::cuda && target != Target::cuda_on_host; }
-
 void note(const BlockProblem& b, const BlockPlan& plan, bool keeps) {
   const ConvProblem& p = b.conv;
   const int64_t pooled = b.pool.out_elements();
@@ -93,7 +91,7 @@ std::tuple<Tensor, Tensor> conv_pooled(
   const Tensor no_places = at::empty({0}, input.options().dtype(place_type));
   const Target target = planning() ? planned_target() : target_for(input);
   BlockPlan plan;
-  if (runs_on_cpu(target)) plan = plan_block(b, conv_lanes(target, b.conv.dtype));
+  if (is_cpu(target)) plan = plan_block(b, conv_lanes(target, b.conv.dtype));
   const bool too_few = !planning() && b.conv.n * plan.parts < context_for(input).threads;
   if (plan.path == BlockPlan::Path::sequence || too_few) {
     const Tensor whole = run_conv(conv);

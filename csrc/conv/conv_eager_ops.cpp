@@ -1,5 +1,5 @@
-// The eager path of convolution (eager.h): forward and gradients of a convolution, and of the input
-// gradient that a transposed convolution is.
+// The eager path of convolution (eager.h): forward and gradients of a convolution, with its
+// activation or without, and of the input gradient that a transposed convolution is.
 #include "conv/conv_ops.h"
 #include "eager.h"
 #include "eager_arguments.h"
@@ -32,8 +32,10 @@ struct WindowArguments {
                             as_tuple(dilation.all()), groups);
   }
 
-  Tensor fprop(const Tensor& x, const Tensor& w, const Tensor& bias) const {
-    return conv(x, w, if_defined(bias), stride.all(), padding.all(), dilation.all(), groups);
+  Tensor fprop(const Tensor& x, const Tensor& w, const Tensor& bias,
+               c10::string_view activation = "none", double slope = 0) const {
+    return conv_activated(x, w, if_defined(bias), activation, slope, stride.all(), padding.all(),
+                          dilation.all(), groups);
   }
   Tensor dgrad(const Tensor& gy, const Tensor& w, const Tensor& bias, IntArrayRef size) const {
     return conv_dgrad(gy, w, if_defined(bias), size, stride.all(), padding.all(), dilation.all(),
@@ -41,6 +43,12 @@ struct WindowArguments {
   }
   Tensor wgrad(const Tensor& x, const Tensor& gy, IntArrayRef size) const {
     return conv_wgrad(x, gy, size, stride.all(), padding.all(), dilation.all(), groups);
+  }
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& gy, const Tensor& w,
+                                              const Tensor& y, c10::string_view activation,
+                                              double slope, bool bias) const {
+    return conv_backward(x, gy, w, if_defined(y), activation, slope, bias, stride.all(),
+                         padding.all(), dilation.all(), groups);
   }
 };
 
@@ -63,33 +71,73 @@ struct ConvOp {
   }
 };
 
-struct Conv : ConvOp {
-  static constexpr const char* kFunction = "Conv";
-  static constexpr size_t kOptions = WindowArguments::kCount;
-
+// y = activation(x ⋆ w + bias).
+struct Convolved : ConvOp {
   DimVector input_size;
+  std::string activation = "none";
+  double slope = 0;
 
-  bool read(PyObject* const* options) { return window.read(options); }
-  void attributes(py::dict& ctx) const {
-    ctx["sizes"] = py::make_tuple(as_tuple(input_size), as_tuple(weight_size));
-    ctx["window"] = window.described();
-  }
   variable_list forward(const In& in, bool) {
     check(in);
     input_size = in[0].sizes();
     weight_size = in[1].sizes();
-    return {window.fprop(in[0], in[1], in[2])};
+    return {window.fprop(in[0], in[1], in[2], activation, slope)};
+  }
+  void attributes(py::dict& ctx) const {
+    ctx["sizes"] = py::make_tuple(as_tuple(input_size), as_tuple(weight_size));
+    ctx["window"] = window.described();
+  }
+  // `y` is undefined without an activation.
+  variable_list gradients_of(const Tensor& x, const Tensor& w, const Tensor& y, const Tensor& grad,
+                             const std::vector<bool>& wanted) const {
+    variable_list found(kTensors);
+    if (wanted[0] && wanted[1]) {
+      std::tie(found[0], found[1], found[2]) =
+          window.backward(x, grad, w, y, activation, slope, wanted[2]);
+      if (!wanted[2]) found[2] = Tensor();
+      return found;
+    }
+    const Tensor gy = y.defined() ? conv_sum_gradient(grad, y, activation, slope) : grad;
+    if (wanted[0]) found[0] = window.dgrad(gy, w, Tensor(), input_size);
+    if (wanted[1]) found[1] = window.wgrad(x, gy, weight_size);
+    if (wanted[2]) found[2] = conv_bias_gradient(gy, weight_size);
+    return found;
+  }
+};
+
+struct Conv : Convolved {
+  static constexpr const char* kFunction = "Conv";
+  static constexpr size_t kOptions = WindowArguments::kCount;
+
+  bool read(PyObject* const* options) { return window.read(options); }
+  variable_list gradients(const variable_list& saved, const variable_list& grads,
+                          const std::vector<bool>& wanted) const {
+    return gradients_of(saved[0], saved[1], Tensor(), grads[0], wanted);
+  }
+};
+
+struct ConvActivated : Convolved {
+  static constexpr const char* kFunction = "ConvActivated";
+  static constexpr size_t kOptions = 2 + WindowArguments::kCount;
+
+  bool read(PyObject* const* options) {
+    return read_name(options[0], activation) && activation != "none" &&
+           read_number(options[1], slope) && window.read(options + 2);
+  }
+  void attributes(py::dict& ctx) const {
+    Convolved::attributes(ctx);
+    ctx["activation"] = activation;
+    ctx["slope"] = slope;
+  }
+  variable_list saved(const In& in, const variable_list& outputs,
+                      const std::array<bool, kTensors>& needed) const {
+    variable_list tensors = ConvOp::saved(in, outputs, needed);
+    tensors.push_back(outputs[0]);
+    return tensors;
   }
   variable_list gradients(const variable_list& saved, const variable_list& grads,
                           const std::vector<bool>& wanted) const {
-    const Tensor& gy = grads[0];
-    variable_list found(kTensors);
-    if (wanted[0]) found[0] = window.dgrad(gy, saved[1], Tensor(), input_size);
-    if (wanted[1]) found[1] = window.wgrad(saved[0], gy, weight_size);
-    // A convolution of no channels makes none, and leaves its bias alone.
-    if (wanted[2])
-      found[2] = weight_size[1] > 0 ? conv_bias_grad(gy) : gy.new_zeros({weight_size[0]});
-    return found;
+    return gradients_of(saved[0], saved[1], saved[2], grads[0], wanted);
   }
 };
 
@@ -126,6 +174,7 @@ struct ConvDgrad : ConvOp {
 
 PyMethodDef* eager_convolution() {
   static PyMethodDef methods[] = {eager_method<Conv>("conv"),
+                                  eager_method<ConvActivated>("conv_activated"),
                                   eager_method<ConvDgrad>("conv_dgrad"),
                                   {nullptr, nullptr, 0, nullptr}};
   return methods;

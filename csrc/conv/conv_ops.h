@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "conv/conv_plan.h"
@@ -46,6 +47,18 @@ at::Tensor conv_wgrad(const at::Tensor& input, const at::Tensor& grad, at::IntAr
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                       int64_t groups);
 at::Tensor conv_bias_grad(const at::Tensor& grad);
+// All gradients, of which that of a bias is empty where there is none; `output` is expected where
+// there is an activation, which is undone.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_backward(
+    const at::Tensor& input, const at::Tensor& grad, const at::Tensor& weight,
+    const std::optional<at::Tensor>& output, c10::string_view activation, double slope, bool bias,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
+// The bias's gradient; a convolution of no channels makes none, and leaves its bias alone.
+at::Tensor conv_bias_gradient(const at::Tensor& grad, at::IntArrayRef weight_size);
+// The gradient of the sum that the activation made `output` of.
+at::Tensor conv_sum_gradient(const at::Tensor& grad, const at::Tensor& output,
+                             c10::string_view activation, double slope);
 
 // Their eager paths (eager.h), as a table of Python functions.
 PyMethodDef* eager_convolution();

@@ -12,10 +12,11 @@ constexpr int64_t conv_lanes(Target target, DType dtype) {
   return bytes / (dtype == DType::f64 ? 8 : 4);
 }
 
-enum class ConvStep : uint8_t { fprop, dgrad, wgrad, bias_grad };
+enum class ConvStep : uint8_t { fprop, dgrad, wgrad, bias_grad, backward };
 
 constexpr const char* name_of(ConvStep step) {
-  constexpr const char* kNames[] = {"conv_fprop", "conv_dgrad", "conv_wgrad", "conv_bias_grad"};
+  constexpr const char* kNames[] = {"conv_fprop", "conv_dgrad", "conv_wgrad", "conv_bias_grad",
+                                    "conv_backward"};
   return kNames[static_cast<int>(step)];
 }
 
@@ -51,19 +52,28 @@ WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) 
   return conv_path(p, p.c > p.k ? p.c : p.k, lanes);
 }
 
+// Whether all gradients come of one walk on CPU: where no two of them are a tile product.
+WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) {
+  return conv_is_depthwise(p) && !p.channels_last;
+}
+
 // ---- costs -------------------------------------------------------------------------------------
 
 // The three products of a convolution exchange roles, and cost the same.
 WEFT_HD constexpr int64_t conv_flops(const ConvProblem& p, ConvStep step) {
   if (step == ConvStep::bias_grad) return p.out_elements();
-  return 2 * p.out_elements() * p.c * p.window_elements();
+  const int64_t products = step == ConvStep::backward ? 2 : 1;
+  return products * 2 * p.out_elements() * p.c * p.window_elements();
 }
 
 // Every operand once.
 WEFT_HD constexpr int64_t conv_least_bytes(const ConvProblem& p, ConvStep step) {
-  const int64_t elements = step == ConvStep::bias_grad
-                               ? p.out_elements() + p.out_channels()
-                               : p.in_elements() + p.weight_elements() + p.out_elements();
+  if (step == ConvStep::bias_grad) return (p.out_elements() + p.out_channels()) * size_of(p.dtype);
+  int64_t elements = p.in_elements() + p.weight_elements() + p.out_elements();
+  if (step == ConvStep::backward) {
+    elements += p.in_elements() + p.weight_elements();  // operands and their gradients
+    if (p.activation != Activation::none) elements += p.out_elements();
+  }
   return elements * size_of(p.dtype);
 }
 

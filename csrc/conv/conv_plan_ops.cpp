@@ -83,13 +83,13 @@ void note(const ConvProblem& p, ConvStep step) {
   plan.flops = conv_flops(p, step);
   plan.bytes = plan.least_bytes = conv_least_bytes(p, step);
   const Target target = planned_target();
-  if (target == Target::cuda || target == Target::cuda_on_host)
-    return note_cuda(p, step, std::move(plan));
+  if (!is_cpu(target)) return note_cuda(p, step, std::move(plan));
   if (step == ConvStep::bias_grad) {
     plan.path = p.channels_last ? "pixels" : "planes";
     return note_plan(std::move(plan));
   }
   const int64_t lanes = conv_lanes(target, p.dtype);
+  // What is fused takes the path of any of its steps.
   const ConvPath path = step == ConvStep::wgrad
                             ? conv_wgrad_path(p, lanes)
                             : conv_gather_path(p, step == ConvStep::dgrad, lanes);
@@ -98,8 +98,8 @@ void note(const ConvProblem& p, ConvStep step) {
   note_plan(std::move(plan));
 }
 
-[[maybe_unused]] const bool plans_registered =
-    register_planned_ops({"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad"});
+[[maybe_unused]] const bool plans_registered = register_planned_ops(
+    {"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad", "conv_backward"});
 
 }  // namespace
 

@@ -102,7 +102,7 @@ Plan describe(const PoolProblem& p, PoolStep step) {
   plan.least_bytes = plan.bytes = cuda.least_bytes;
   plan.flops = cuda.flops;
   const Target target = planned_target();
-  if (target != Target::cuda && target != Target::cuda_on_host) {
+  if (is_cpu(target)) {
     plan.kernel = name_of(step);
     plan.path = cpu_path(p, step);
     return plan;

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weft import _C
 from weft import conv_vmap as conv_vmap  # registers the rules of vmap
-from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
+from weft.autograd import Function, autocast_arguments, eagerly, inside_transform, needs_grad
 
 _ops = torch.ops.weft
 
@@ -94,6 +94,24 @@ def _(grad: Tensor) -> Tensor:
     return grad.new_empty((grad.shape[1],))
 
 
+@torch.library.register_fake("weft::conv_backward")
+def _(
+    input: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    activation: str,
+    slope: float,
+    bias: bool,
+    *window: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        _empty(grad, weight, input.shape),
+        _empty(input, grad, weight.shape),
+        grad.new_empty((weight.shape[0] if bias else 0,)),
+    )
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
 
@@ -114,14 +132,7 @@ class Conv(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        input_size, weight_size = ctx.sizes
-        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
-        return (
-            conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
-            conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
-            _of_bias(grad, weight_size) if bias_needs else None,
-            None,
-        )
+        return *gradients(ctx, input, weight, grad), None
 
 
 class ConvActivated(Function):
@@ -150,17 +161,38 @@ class ConvActivated(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, output = ctx.saved_tensors
-        input_size, weight_size = ctx.sizes
-        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
-        grad = _of_sum(grad, output, ctx.activation, ctx.slope)
-        return (
-            conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
-            conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
-            _of_bias(grad, weight_size) if bias_needs else None,
-            None,
-            None,
-            None,
+        found = gradients(ctx, input, weight, grad, output, ctx.activation, ctx.slope)
+        return *found, None, None, None
+
+
+def gradients(
+    ctx: Any,
+    input: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    output: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of input, weight and bias that `ctx` needs, of y = activation(x ⋆ w + b).
+
+    One op, which has no derivative, gives them all where nothing differentiates them again.
+    """
+    input_size, weight_size = ctx.sizes
+    input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
+    last = not needs_grad(input, weight, output, grad) and not inside_transform()
+    if last and input_needs and weight_needs:
+        gx, gw, gb = _ops.conv_backward(
+            input, grad, weight, output, activation, slope, bias_needs, *ctx.window
         )
+        return gx, gw, gb if bias_needs else None
+    if output is not None:
+        grad = of_sum(grad, output, activation, slope)
+    return (
+        conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
+        conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
+        _of_bias(grad, weight_size) if bias_needs else None,
+    )
 
 
 def _of_bias(grad: Tensor, weight_size: torch.Size) -> Tensor:
@@ -168,7 +200,7 @@ def _of_bias(grad: Tensor, weight_size: torch.Size) -> Tensor:
     return conv_bias_grad(grad) if weight_size[1] else grad.new_zeros(weight_size[0])
 
 
-def _of_sum(grad: Tensor, output: Tensor, activation: str, slope: float) -> Tensor:
+def of_sum(grad: Tensor, output: Tensor, activation: str, slope: float) -> Tensor:
     """The gradient of the sum that the activation made `output` of."""
     match activation:
         case "relu":
@@ -280,6 +312,9 @@ def conv_activated(
 ) -> Tensor:
     if activation == "none":  # whose backward needs no output
         return conv(input, weight, bias, window)
+    found = eagerly(_C.conv_activated, input, weight, bias, activation, slope, *window)
+    if found is not None:
+        return found
     if needs_grad(input, weight, bias):
         return ConvActivated.apply(input, weight, bias, activation, slope, window)
     return _ops.conv_activated(input, weight, bias, activation, slope, *window)

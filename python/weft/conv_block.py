@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft import pool
 from weft.autograd import Function, inside_transform, needs_grad
-from weft.conv import ConvWindow, _of_bias, _of_sum, conv_activated, conv_dgrad, conv_wgrad
+from weft.conv import ConvWindow, conv_activated, gradients, of_sum
 from weft.pool_ops import (
     AvgWindow,
     MaxPoolBackward,
@@ -112,18 +112,12 @@ class ConvMaxPooled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         input, weight, output, places = ctx.saved_tensors
+        grad = of_sum(grad, output, ctx.activation, ctx.slope)
         input_size, weight_size = ctx.sizes
-        input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
-        grad = _of_sum(grad, output, ctx.activation, ctx.slope)
         map_size = _map_size(input_size, weight_size, ctx.window)
         last = _channels_last(output, len(map_size) - 2)
         grad = MaxPoolBackward.apply(grad, places, map_size, last, ctx.pooling.window)
-        return (
-            conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
-            conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
-            _of_bias(grad, weight_size) if bias_needs else None,
-            *(None,) * 4,
-        )
+        return *gradients(ctx, input, weight, grad), *(None,) * 4
 
 
 def _map_size(input: Sequence[int], weight: Sequence[int], window: ConvWindow) -> list[int]:

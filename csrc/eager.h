@@ -31,7 +31,9 @@
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include <array>
+#include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace weft {
@@ -103,6 +105,16 @@ class EagerNode final : public torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> saved_;
 };
 
+// As torch's own nodes are made: torch counts their references inside them from 2.13 on; before, long
+// graphs are taken apart by its `deleteNode` so that destructors do not nest.
+template <class Node, class Argument>
+NodePointer make_node(const Argument& argument) {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>)
+    return std::shared_ptr<Node>(new Node(argument), [](Node* node) { deleteNode(node); });
+  else
+    return c10::make_intrusive<Node>(argument);
+}
+
 template <class Op>
 NodePointer eager_node(const Op& op, const std::array<at::Tensor, Op::kTensors>& in) {
   torch::autograd::edge_list edges;
@@ -110,7 +122,7 @@ NodePointer eager_node(const Op& op, const std::array<at::Tensor, Op::kTensors>&
   for (const at::Tensor& t : in)
     edges.push_back(t.defined() ? torch::autograd::impl::gradient_edge(t)
                                 : torch::autograd::Edge());
-  auto node = c10::make_intrusive<EagerNode<Op>>(op);
+  NodePointer node = make_node<EagerNode<Op>>(op);
   node->set_next_edges(std::move(edges));
   return node;
 }

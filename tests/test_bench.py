@@ -245,6 +245,23 @@ def test_ceilings_are_measured_once() -> None:
     assert set(ceilings.as_dict()["matmul_flops_per_s"]) == {"float32"}
 
 
+def test_a_row_that_fails_costs_no_other(
+    tiny_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_on_conv(row: Any, *arguments: Any) -> dict[str, Any]:
+        if row.family == "conv":
+            raise RuntimeError("launch failed")
+        return measure(row, *arguments)
+
+    monkeypatch.setattr(report, "measure", fails_on_conv)
+    path = tmp_path / "bench.json"
+    assert main(["bench", "--device", "cpu", "--json", str(path)]) == 1
+    written = json.loads(path.read_text())
+    assert {row["family"] for row in written["rows"]} == {"pool", "rnn"}
+    assert len(written["failed"]) == 2
+    assert all(line.endswith(": launch failed") for line in written["failed"])
+
+
 def test_a_row_measured(tiny_rows: None) -> None:
     row = measure(TINY["pool"], "fb", CPU, Ceilings(CPU), BRIEF)
     assert row.keys() >= REQUIRED_KEYS

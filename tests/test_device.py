@@ -7,13 +7,10 @@ hardware means what the host executes. The faults are planted in csrc/device/fau
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,23 +19,11 @@ from torch import Tensor
 
 import weft.functional as W
 import weft.testing
+from device_words import POISON, check_fault, run, words_fixture
 
 BLOCK = 64
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-POISON = 0x7FF47FF4
-BACKENDS = ["cuda-on-host"] + (["cuda"] if torch.cuda.is_available() else [])
-
-
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the device vocabulary runs."""
-    host = request.param == "cuda-on-host"
-    with weft.testing.host_execution() if host else nullcontext():
-        yield torch.device("cpu" if host else "cuda")
-
-
-def run(word: str, input: Tensor) -> Tensor:
-    return torch.ops.weft.device_selftest(input, word)
+device = words_fixture(torch.cuda.is_available())
 
 
 def elements(width: int, count: int, device: torch.device) -> Tensor:
@@ -370,16 +355,7 @@ def two_blocks() -> Tensor:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught_and_named(fault: str, two_blocks: Tensor) -> None:
-    with weft.testing.host_execution():
-        # Twice: the message is the same every time, and a fault leaves the process usable.
-        messages = []
-        for _ in range(2):
-            with pytest.raises(RuntimeError) as caught:
-                run(fault, two_blocks)
-            messages.append(str(caught.value).splitlines()[0])
-            assert torch.equal(run("load.4", two_blocks), two_blocks)
-    assert messages[0] == messages[1]
-    assert re.match(f"kernel {fault}(?:{FAULTS[fault]})", messages[0]), messages[0]
+    check_fault(fault, FAULTS[fault], two_blocks)
 
 
 @pytest.mark.parametrize("fault", ["early_shared_read", "early_copy_read", "copy_group_pending"])

@@ -7,9 +7,6 @@ The faults are planted in csrc/device/faults_hopper.cpp.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -17,22 +14,10 @@ import torch
 from torch import Tensor
 
 import weft.testing
+from device_words import POISON, check_fault, run, words_fixture
 
-POISON = 0x7FF47FF4
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-BACKENDS = ["cuda-on-host"] + (["cuda"] if HOPPER else [])
-
-
-@pytest.fixture(params=BACKENDS)
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where Hopper's words run."""
-    host = request.param == "cuda-on-host"
-    with weft.testing.host_execution() if host else nullcontext():
-        yield torch.device("cpu" if host else "cuda")
-
-
-def run(word: str, input: Tensor) -> Tensor:
-    return torch.ops.weft.device_selftest(input, word)
+device = words_fixture(HOPPER)
 
 
 def padded(data: Tensor, bytes: int) -> Tensor:
@@ -248,15 +233,7 @@ def numbers() -> Tensor:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught_and_named(fault: str, numbers: Tensor) -> None:
-    with weft.testing.host_execution():
-        messages = []
-        for _ in range(2):  # the message is the same every time
-            with pytest.raises(RuntimeError) as caught:
-                run(fault, numbers)
-            messages.append(str(caught.value).splitlines()[0])
-            assert torch.equal(run("load.4", numbers), numbers)
-    assert messages[0] == messages[1]
-    assert re.match(f"kernel {fault}, block 0(?:{FAULTS[fault]})", messages[0]), messages[0]
+    check_fault(fault, f", block 0(?:{FAULTS[fault]})", numbers)
 
 
 @pytest.mark.parametrize("fault", ["early_box_read", "early_sums"])

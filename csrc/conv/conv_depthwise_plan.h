@@ -1,4 +1,4 @@
-// How a depthwise convolution (one channel in and out a group) runs on CUDA: its tiles.
+// How a convolution of few channels a group runs on CUDA, a depthwise one first of all: its tiles.
 //
 // A *target* element (an output in fprop, an input in dgrad) gathers from a box of *source*
 // elements. A block copies the box of a tile of targets to shared memory once, so that the map is
@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "conv/conv_plan_cuda.h"
 
@@ -97,11 +98,11 @@ WEFT_HD Reach reach_of(const GatherAxis& axis, int64_t target) {
 struct DepthwisePlan {
   bool tiled = false;
   int images = 1;
-  int channels = 1;
+  int groups = 1;
   int extent[3] = {1, 1, 1};  // of a tile of targets
   int box[3] = {1, 1, 1};     // of the largest box of sources
-  int64_t tiles = 0;          // along images and positions; channels apart
-  int64_t chunks = 0;         // of channels
+  int64_t tiles = 0;          // along images and positions; groups apart
+  int64_t chunks = 0;         // of groups
   int splits = 1;             // wgrad: the blocks among which the tiles of a chunk are divided
   int64_t bytes = 0;          // of shared memory, for box, tile of gradients and weights
 };
@@ -121,6 +122,8 @@ struct Search {
   const ConvProblem& p;
   bool weights;  // wgrad: gradients of the tile lie beside the box
   GatherAxis axis[3];
+  int64_t source_each;  // channels of a group
+  int64_t target_each;
 
   int64_t largest_box(int a, int64_t extent) const {
     int64_t most = 0;
@@ -143,40 +146,47 @@ struct Search {
   int64_t targets() const { return axis[0].target * axis[1].target * axis[2].target; }
   int64_t sources() const { return axis[0].source * axis[1].source * axis[2].source; }
 
-  // Percent of the least traffic of the maps: sources that tiles share, weights that each of them
-  // reads, and sectors that runs of channels or of a row share.
-  int64_t percent(const DepthwisePlan& plan) const {
-    const int64_t maps = p.n * (sources() + targets());
-    const int64_t weights = (plan.tiles - 1) * p.window_elements();  // once is the least
-    int64_t percent = 100 * (p.n * (read(plan) + targets()) + weights) / maps;
+  // What moves where `bytes` do, in sectors that runs of channels or of a row share.
+  int64_t in_sectors(const DepthwisePlan& plan, int64_t bytes, int64_t each) const {
     const int64_t size = size_of(p.dtype);
-    const int64_t cut = p.channels_last ? plan.channels : plan.extent[2];
-    const int64_t all = p.channels_last ? p.groups : axis[2].target;
-    if (cut != all && (cut * size % kSector != 0 || all * size % kSector != 0))
-      percent = percent * (cut * size + kSector - size) / (cut * size);
-    return percent;
+    const int64_t cut = p.channels_last ? plan.groups * each : plan.extent[2];
+    const int64_t all = p.channels_last ? p.groups * each : axis[2].target;
+    if (cut == all || (cut * size % kSector == 0 && all * size % kSector == 0)) return bytes;
+    return bytes * (cut * size + kSector - size) / (cut * size);
+  }
+
+  // Percent of the least traffic of the maps: sources that tiles share, and weights that each of
+  // them reads.
+  int64_t percent(const DepthwisePlan& plan) const {
+    const int64_t maps = p.n * (sources() * source_each + targets() * target_each);
+    const int64_t factors = p.window_elements() * source_each * target_each;
+    const int64_t moved = in_sectors(plan, p.n * read(plan) * source_each, source_each) +
+                          in_sectors(plan, p.n * targets() * target_each, target_each) +
+                          (plan.tiles - 1) * factors;  // once is the least
+    return 100 * moved / maps;
   }
 
   // Elements of a box (or a tile of gradients) in shared memory, where rows are whole packs.
-  int64_t padded_elements(const DepthwisePlan& plan, const int (&box)[3]) const {
+  int64_t padded_elements(const DepthwisePlan& plan, const int (&box)[3], int64_t each) const {
     const int64_t pack = 16 / size_of(p.dtype);
-    const int64_t row = p.channels_last ? box[2] * plan.channels : box[2];
+    const int64_t channels = plan.groups * each;
+    const int64_t row = p.channels_last ? box[2] * channels : box[2];
     const int64_t rows =
-        int64_t{1} * plan.images * box[0] * box[1] * (p.channels_last ? 1 : plan.channels);
+        int64_t{1} * plan.images * box[0] * box[1] * (p.channels_last ? 1 : channels);
     return rows * ceil_div(row, pack) * pack;
   }
   int64_t target_elements(const DepthwisePlan& plan) const {
-    return int64_t{1} * plan.images * plan.channels * plan.extent[0] * plan.extent[1] *
+    return plan.images * plan.groups * target_each * plan.extent[0] * plan.extent[1] *
            plan.extent[2];
   }
   int64_t shared(const DepthwisePlan& plan) const {
     const int64_t acc = p.dtype == DType::f64 ? 8 : 4;
-    const int64_t sums = weights ? std::max<int64_t>(plan.channels * p.window_elements(),
-                                                     kThreads * (8 / size_of(p.dtype)))
-                                 : plan.channels * p.window_elements();
+    const int64_t factors = plan.groups * source_each * target_each * p.window_elements();
+    const int64_t sums =
+        weights ? std::max<int64_t>(factors, kThreads * (8 / size_of(p.dtype))) : factors;
     const int64_t reaches = plan.extent[0] + plan.extent[1] + plan.extent[2];
-    const int64_t elements =
-        padded_elements(plan, plan.box) + (weights ? padded_elements(plan, plan.extent) : 0);
+    const int64_t elements = padded_elements(plan, plan.box, source_each) +
+                             (weights ? padded_elements(plan, plan.extent, target_each) : 0);
     return elements * size_of(p.dtype) + ceil_div(sums * acc, 16) * 16 +
            ceil_div(reaches * static_cast<int64_t>(sizeof(Reach)), 16) * 16;
   }
@@ -186,7 +196,7 @@ struct Search {
       plan.box[a] = static_cast<int>(std::max<int64_t>(largest_box(a, plan.extent[a]), 1));
     plan.tiles = ceil_div(p.n, plan.images);
     for (int a = 0; a < 3; ++a) plan.tiles *= ceil_div(axis[a].target, plan.extent[a]);
-    plan.chunks = ceil_div(p.groups, plan.channels);
+    plan.chunks = ceil_div(p.groups, plan.groups);
     plan.bytes = shared(plan);
   }
 
@@ -210,27 +220,41 @@ struct Search {
   }
 };
 
+// Depthwise problems, and products of a step whose tiles (conv_plan_cuda.h) would be mostly empty.
+constexpr bool suits(const ConvProblem& p, ConvProduct step) {
+  constexpr int64_t kMostChannels = 16;
+  if (p.c == 1 && p.k == 1) return true;
+  return std::max(p.c, p.k) <= kMostChannels &&
+         (step == ConvProduct::dgrad ? p.c : p.k) < conv_plan::kLeastChannels;
+}
+
 }  // namespace depthwise_plan
 
 inline DepthwisePlan plan_depthwise(const ConvProblem& p, ConvProduct step,
                                     const ConvCudaFacts& facts = {}) {
   using namespace depthwise_plan;
   DepthwisePlan plan;
-  if (p.c != 1 || p.k != 1 || p.out_elements() == 0 || !conv_plan::fits(p)) return plan;
+  if (!suits(p, step) || p.out_elements() == 0 || !conv_plan::fits(p)) return plan;
   const bool inverse = step == ConvProduct::dgrad;
   const Search s{
       p,
       step == ConvProduct::wgrad,
-      {gather_axis(p, 0, inverse), gather_axis(p, 1, inverse), gather_axis(p, 2, inverse)}};
+      {gather_axis(p, 0, inverse), gather_axis(p, 1, inverse), gather_axis(p, 2, inverse)},
+      inverse ? p.k : p.c,
+      inverse ? p.c : p.k};
   const int64_t size = size_of(p.dtype);
+  // Groups whose channels are whole sectors, on both sides.
+  const int64_t sector = kSector / size;
+  const int64_t whole_groups =
+      std::max(sector / std::gcd(sector, p.c), sector / std::gcd(sector, p.k));
   int64_t least = std::numeric_limits<int64_t>::max();
   for (const int64_t limit : {kComfortable, kMost}) {
     if (least <= kWorth) break;
     // Channels-last: two sectors of channels, one, or all of a position.
-    for (const int64_t channels : {64 / size, 32 / size, p.groups}) {
-      if (!p.channels_last && channels != p.groups) continue;
+    for (const int64_t groups : {2 * whole_groups, whole_groups, p.groups}) {
+      if (!p.channels_last && groups != p.groups) continue;
       DepthwisePlan next;
-      next.channels = static_cast<int>(p.channels_last ? std::min(channels, p.groups) : 1);
+      next.groups = static_cast<int>(p.channels_last ? std::min(groups, p.groups) : 1);
       for (int a = 0; a < 3; ++a) next.extent[a] = static_cast<int>(s.axis[a].target);
       s.complete(next);
       while (next.bytes > limit && s.cut(next)) {
@@ -243,7 +267,7 @@ inline DepthwisePlan plan_depthwise(const ConvProblem& p, ConvProduct step,
   }
   if (!plan.tiled || plan.tiles * plan.chunks > conv_plan::kInt) return {};
 
-  // Small planes share a block: neighbouring channels, then images, which share their weights.
+  // Small planes share a block: neighbouring groups, then images, which share their weights.
   const int64_t wanted = kBlocksEach * facts.multiprocessors;
   const bool whole = plan.tiles == p.n;
   const auto grow = [&](int DepthwisePlan::* count, int64_t most, int64_t limit, int64_t blocks) {
@@ -256,9 +280,10 @@ inline DepthwisePlan plan_depthwise(const ConvProblem& p, ConvProduct step,
       plan = next;
     }
   };
-  const bool heavy = p.window_elements() * 4 > s.targets();  // as many weights as elements
+  const bool heavy =
+      p.window_elements() * s.source_each * 4 > s.targets();  // as many weights as elements
   if (heavy) grow(&DepthwisePlan::images, p.n, kMost, facts.multiprocessors);
-  if (!p.channels_last) grow(&DepthwisePlan::channels, p.groups, kComfortable / 2, wanted);
+  if (!p.channels_last) grow(&DepthwisePlan::groups, p.groups, kComfortable / 2, wanted);
   grow(&DepthwisePlan::images, p.n, kComfortable / 2, wanted);
 
   if (step == ConvProduct::wgrad) {

@@ -1,6 +1,6 @@
-// The weight gradient of a depthwise convolution on CUDA.
+// The weight gradient of a depthwise convolution on CUDA, and of few channels a group.
 //
-// A block owns a chunk of channels and a run of tiles: for each it copies the box of the input and
+// A block owns a chunk of groups and a run of tiles: for each it copies the box of the input and
 // the tile of gradients to shared memory, and adds up x · gy for every (place, channel), in
 // channels-last maps for 8 bytes of channels together. Where those are fewer than the threads,
 // several threads share each, a row of the tile in turn, and meet in shared memory, in order. The
@@ -34,13 +34,13 @@ WEFT_DEVICE PlaceRange place_range(const GatherAxis& axis, int place, int first,
           static_cast<int>(at - box.begin)};
 }
 
-// x · gy of kPack neighbouring channels and one place over rows lane, lane + lanes, ... of the
-// tile.
+// x · gy of kPack neighbouring channels, from `source` and `target` on, and one place over rows
+// lane, lane + lanes, ... of the tile.
 template <int kPack, class T>
 WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& walk,
                                                            const DepthwiseBlock& b, const T* box,
-                                                           const T* tile, int channel, int place,
-                                                           int lane, int lanes) {
+                                                           const T* tile, int source, int target,
+                                                           int place, int lane, int lanes) {
   using Values = device::Pack<T, kPack>;
   device::Pack<accumulate_t<T>, kPack> sums{};
   const int in_plane = place % walk.place_step[0];
@@ -59,12 +59,12 @@ WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& 
     const int h = range[1].begin + row % heights;
     const int d = range[0].begin + row / heights % depths;
     const int image = row / heights / depths;
-    const T* value = box + image * walk.box.image + channel * walk.box.channel +
+    const T* value = box + image * walk.box.image + source * walk.box.channel +
                      (range[0].source + d * stride(0)) * walk.box.d +
                      (range[1].source + h * stride(1)) * walk.box.h +
                      (range[2].source + range[2].begin * stride(2)) * walk.box.w;
-    const T* gradient = tile + image * walk.out.image + channel * walk.out.channel +
-                        d * walk.out.d + h * walk.out.h + range[2].begin * walk.out.w;
+    const T* gradient = tile + image * walk.out.image + target * walk.out.channel + d * walk.out.d +
+                        h * walk.out.h + range[2].begin * walk.out.w;
     device::Pack<accumulate_t<T>, kPack> part{};
     for (int w = range[2].begin; w < range[2].end; ++w) {
       const auto& x = *reinterpret_cast<const Values*>(value);
@@ -80,8 +80,10 @@ WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& 
   return sums;
 }
 
-// Without splits the sums are the gradient; else they are one of `partial` [splits, G, places].
-template <class T, int kPack>
+// Without splits the sums are the gradient; else they are one of `partial` [splits, weights]. Sums
+// of grouped problems lie as the weights do; of depthwise ones by place and channel where those are
+// neighbours in memory.
+template <class T, int kPack, bool kGrouped>
 WEFT_GLOBAL WEFT_HOT void conv_depthwise_wgrad(DepthwiseWalk walk, int64_t tiles, int splits,
                                                const T* x, const T* gy, accumulate_t<T>* partial,
                                                T* gw) {
@@ -89,54 +91,62 @@ WEFT_GLOBAL WEFT_HOT void conv_depthwise_wgrad(DepthwiseWalk walk, int64_t tiles
   device::SharedMemory shared;
   T* box = shared.take<T>(walk.box.elements);
   T* tile = shared.take<T>(walk.out.elements);
-  const int all = walk.tile_channels * walk.places;
+  const int each = walk.source_each * walk.target_each * walk.places;  // weights of a group
+  const int all = walk.tile_groups * each;
   Acc* sums = shared.take<Acc>(all > kThreads * kPack ? all : kThreads * kPack);
   const auto index = static_cast<unsigned>(device::block_index());
   const unsigned chunk = index % walk.chunks;
   const int split = static_cast<int>(index / walk.chunks);
-  const int64_t each = (tiles + splits - 1) / splits;
-  const int64_t end = (split + 1) * each < tiles ? (split + 1) * each : tiles;
+  const int64_t share = (tiles + splits - 1) / splits;
+  const int64_t end = (split + 1) * share < tiles ? (split + 1) * share : tiles;
   const int thread = device::thread_index();
   const int packs = all / kPack;
   const int lanes = packs < kThreads ? kThreads / packs : 1;  // threads that share a pack of sums
   for (int i = thread; i < lanes * all; i += kThreads) sums[i] = 0;
 
-  int channels = 0;
-  for (int64_t at = split * each; at < end; ++at) {
+  int groups = 0;
+  for (int64_t at = split * share; at < end; ++at) {
     const DepthwiseBlock b = depthwise_block(walk, chunk, static_cast<unsigned>(at));
-    channels = b.channels;
+    groups = b.groups;
     const int begin[3] = {b.box[0].begin, b.box[1].begin, b.box[2].begin};
     const int size[3] = {b.box[0].size, b.box[1].size, b.box[2].size};
-    copy_box(walk, b, x, walk.source, begin, size, walk.box, walk.copy, box);
-    copy_box(walk, b, gy, walk.target, b.first, b.extent, walk.out, walk.copy_out, tile);
+    copy_box(walk, b, x, walk.source, walk.source_each, begin, size, walk.box, walk.copy, box);
+    copy_box(walk, b, gy, walk.target, walk.target_each, b.first, b.extent, walk.out, walk.copy_out,
+             tile);
     device::cp_async_commit();
     device::cp_async_wait<0>();
     device::barrier();
     for (int i = thread; i < lanes * packs; i += kThreads) {
       const int at_pack = i % packs * kPack;
-      // Neighbouring threads take neighbouring channels where those are neighbours in memory.
-      const int channel = walk.channels_last ? at_pack % walk.tile_channels : at_pack / walk.places;
-      const int place = walk.channels_last ? at_pack / walk.tile_channels : at_pack % walk.places;
-      if (channel >= channels) continue;
-      const auto more = tile_sums<kPack>(walk, b, box, tile, channel, place, i / packs, lanes);
+      BlockWeight weight;
+      if constexpr (kGrouped)
+        weight = block_weight(walk, at_pack);
+      else if (walk.channels_last)
+        weight = {at_pack % walk.tile_groups, 0, at_pack / walk.tile_groups};
+      else
+        weight = {at_pack / walk.places, 0, at_pack % walk.places};
+      if (weight.target >= groups * walk.target_each) continue;
+      const int source = kGrouped
+                             ? weight.target / walk.target_each * walk.source_each + weight.source
+                             : weight.target;
+      const auto more = tile_sums<kPack>(walk, b, box, tile, source, weight.target, weight.place,
+                                         i / packs, lanes);
       Acc* to = sums + i / packs * all + at_pack;
       for (int c = 0; c < kPack; ++c) to[c] += more[c];
     }
     device::barrier();
   }
 
-  const int64_t first = int64_t{1} * chunk * walk.tile_channels * walk.places;
-  for (int i = thread; i < channels * walk.places; i += kThreads) {
-    const int channel = i / walk.places;
-    const int place = i % walk.places;
+  const int64_t first = int64_t{1} * chunk * all;
+  for (int i = thread; i < groups * each; i += kThreads) {
     const int sum =
-        walk.channels_last ? place * walk.tile_channels + channel : channel * walk.places + place;
+        !kGrouped && walk.channels_last ? i % walk.places * walk.tile_groups + i / walk.places : i;
     Acc total = 0;
     for (int lane = 0; lane < lanes; ++lane) total += sums[lane * all + sum];
     if (splits == 1)
       store(gw + first + i, narrow<T>(total));
     else
-      store(partial + int64_t{1} * split * walk.channels * walk.places + first + i, total);
+      store(partial + int64_t{1} * split * walk.groups * each + first + i, total);
   }
 }
 
@@ -150,13 +160,18 @@ void launch_depthwise_wgrad(const ConvProblem& p, const DepthwisePlan& plan, con
     using T = typename decltype(tag)::type;
     using Acc = accumulate_t<T>;
     constexpr int kPack = 8 / sizeof(T);
-    const bool packs = p.channels_last && p.groups % kPack == 0 && plan.channels % kPack == 0;
-    device::launch(
-        {"conv_depthwise_wgrad", plan.chunks * plan.splits, kThreads, plan.bytes, context.stream},
-        packs ? conv_depthwise_wgrad<T, kPack> : conv_depthwise_wgrad<T, 1>, walk, plan.tiles,
-        plan.splits, static_cast<const T*>(x), static_cast<const T*>(gy),
-        split ? static_cast<Acc*>(context.workspace) : nullptr,
-        split ? nullptr : static_cast<T*>(gw));
+    const bool grouped = p.c * p.k > 1;
+    const bool packs =
+        !grouped && p.channels_last && p.groups % kPack == 0 && plan.groups % kPack == 0;
+    const auto kernel = grouped ? conv_depthwise_wgrad<T, 1, true>
+                        : packs ? conv_depthwise_wgrad<T, kPack, false>
+                                : conv_depthwise_wgrad<T, 1, false>;
+    device::launch({grouped ? "conv_grouped_wgrad" : "conv_depthwise_wgrad",
+                    plan.chunks * plan.splits, kThreads, plan.bytes, context.stream},
+                   kernel, walk, plan.tiles, plan.splits, static_cast<const T*>(x),
+                   static_cast<const T*>(gy),
+                   split ? static_cast<Acc*>(context.workspace) : nullptr,
+                   split ? nullptr : static_cast<T*>(gw));
   });
   if (split) launch_wgrad_sum(p, plan.splits, context.workspace, gw, context);
 }

@@ -21,12 +21,12 @@ void note_wgrad_sum(const ConvProblem& p, int64_t splits, int64_t workspace) {
 
 void note_depthwise(const ConvProblem& p, ConvProduct product, const DepthwisePlan& tiles,
                     Plan plan) {
-  constexpr const char* kKernels[] = {"conv_depthwise_fprop", "conv_depthwise_dgrad",
-                                      "conv_depthwise_wgrad"};
-  plan.kernel = kKernels[static_cast<int>(product)];
+  constexpr const char* kSteps[] = {"fprop", "dgrad", "wgrad"};
+  plan.kernel = p.c * p.k > 1 ? "conv_grouped_" : "conv_depthwise_";
+  plan.kernel += kSteps[static_cast<int>(product)];
   plan.path = "tile";
   plan.tile = {{"n", tiles.images},
-               {"c", tiles.channels},
+               {"g", tiles.groups},
                {"d", tiles.extent[0]},
                {"h", tiles.extent[1]},
                {"w", tiles.extent[2]}};

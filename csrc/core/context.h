@@ -99,3 +99,25 @@ struct Context {
         return nullptr;                                            \
     }                                                              \
   }
+
+// The same for CUDA source alone, and for host execution alone.
+#define WEFT_DECLARE_CUDA_KERNEL_TABLES(Table, name)               \
+  WEFT_DECLARE_CUDA_TABLE(Table, name)                             \
+  WEFT_DECLARE_HOST_TABLE(Table, name)                             \
+  [[maybe_unused]] static const Table* name##_for(Target target) { \
+    switch (target) {                                              \
+      WEFT_CASE_CUDA(name)                                         \
+      WEFT_CASE_HOST(name)                                         \
+      default:                                                     \
+        return nullptr;                                            \
+    }                                                              \
+  }
+#define WEFT_DECLARE_HOST_KERNEL_TABLES(Table, name)               \
+  WEFT_DECLARE_HOST_TABLE(Table, name)                             \
+  [[maybe_unused]] static const Table* name##_for(Target target) { \
+    switch (target) {                                              \
+      WEFT_CASE_HOST(name)                                         \
+      default:                                                     \
+        return nullptr;                                            \
+    }                                                              \
+  }

@@ -42,6 +42,13 @@ class SharedMemory {
 
 WEFT_DEVICE void barrier() { __syncthreads(); }
 
+// For a loop that waits for other blocks or for a copy, since `clock64()` was `start`: after some
+// 20 seconds the kernel ends with an error, so that a fault in it does not hold the card for ever.
+WEFT_DEVICE void stop_if_stuck(long long start) {
+  constexpr long long kStuckCycles = 1LL << 35;
+  if (clock64() - start > kStuckCycles) __trap();
+}
+
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 // Values of up to 16 bytes travel as 32-bit words.

@@ -2,25 +2,18 @@
 //
 // tests/test_device.py runs each and reads the message. They are built for the host alone; on a GPU
 // some of them would hang and the others pass in silence, which is why the host is strict.
-#include <cstring>
-
 #include "device/cluster.h"
 #include "device/grid.h"
 #include "device/mma.h"
-#include "device/selftest.h"
+#include "device/selftest_launch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
+using device::global_thread;
 using device::load;
 using device::load_pack;
 using device::store;
-
-constexpr int kThreads = 64;
-
-int64_t global_thread() {
-  return device::block_index() * device::block_size() + device::thread_index();
-}
 
 // ---- shared memory ---------------------------------------------------------------------------
 

@@ -8,6 +8,13 @@
 // `flags` [grid_size()] is zeroed before the launch by `clear_flags`. A block raises its own flag
 // and watches those of its set, so that a barrier costs one store and one load's way through the L2
 // cache, and no atomics.
+//
+// Why that is enough, by PTX's memory model: `barrier` orders what all threads of the block stored
+// before the flag's release, which is of the gpu's scope and cumulative; the acquire that sees the
+// flag, and the `barrier` after it, order it before what any thread loads (an acquire drops the
+// lines of the L1 cache). No wait can be endless for want of room: the hardware refuses a
+// cooperative launch whose blocks do not all fit at once, and plans ask for one block of 256
+// threads a multiprocessor at most, which any number of registers admits.
 #pragma once
 
 #include "device/device.h"
@@ -31,9 +38,11 @@ class GridBarrier {
     if (members_ == 1) return;
     if (thread_index() == 0)
       asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(own_), "r"(round_) : "memory");
+    const long long start = clock64();
     for (int i = thread_index(); i < members_; i += block_size()) {
       uint32_t seen;
       do {
+        stop_if_stuck(start);
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
                      : "=r"(seen)
                      : "l"(flags_ + i)

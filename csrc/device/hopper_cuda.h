@@ -65,7 +65,9 @@ class MBarrier {
   }
   WEFT_DEVICE void wait(int parity) {
     unsigned complete = 0;
+    const long long start = clock64();
     do {  // the instruction itself sleeps for a while
+      stop_if_stuck(start);
       WEFT_SM90A_ASM(
           "{\n"
           ".reg .pred p;\n"

@@ -3,11 +3,7 @@
 // Under host execution they prove the instrument; on a GPU they prove that a word's hardware
 // meaning is the one that the host executes. Elements are integers, one thread each, in blocks of
 // kThreads; tests/test_device.py holds the expected values. Nothing here is made to be fast.
-#include "device/selftest.h"
-
-#include <cstring>
-
-#include "device/index.h"
+#include "device/selftest_launch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -17,8 +13,6 @@ using device::load;
 using device::load_pack;
 using device::Pack;
 using device::store;
-
-constexpr int kThreads = 64;
 
 // Where lanes fetch from; the tests know these numbers.
 constexpr int kMask = 9;
@@ -177,68 +171,49 @@ WEFT_GLOBAL void load_rounds(const int32_t* in, int32_t* out) {
 
 // ---- the table -------------------------------------------------------------------------------
 
-struct Run {
-  const char* word;
-  const void* in;
-  void* out;
-  int64_t bytes;
-  const Context& context;
-};
-
-template <class T>
-bool launch(const Run& run, void (*kernel)(const T*, T*), int per_thread = 1,
-            int64_t shared_bytes = 0) {
-  const int64_t elements = run.bytes / static_cast<int64_t>(sizeof(T));
-  const device::Launch config{run.word, elements / per_thread / kThreads, kThreads, shared_bytes,
-                              run.context.stream};
-  device::launch(config, kernel, static_cast<const T*>(run.in), static_cast<T*>(run.out));
-  return true;
-}
-
 // Words of one element type per width are named "word.bytes".
 template <int Bytes>
-bool run_width(const Run& run, const char* stem, size_t length) {
+bool run_width(const Word& word, size_t length) {
   using T = typename Bits<Bytes>::type;
   const auto is = [&](const char* name) {
-    return strlen(name) == length && strncmp(stem, name, length) == 0;
+    return strlen(name) == length && strncmp(word.name, name, length) == 0;
   };
-  if (is("shuffle")) return launch(run, shuffle<T>);
-  if (is("shuffle_xor")) return launch(run, shuffle_xor<T>);
-  if (is("shuffle_down")) return launch(run, shuffle_down<T>);
-  if (is("shuffle_up")) return launch(run, shuffle_up<T>);
-  if (is("load")) return launch(run, load_store<T>);
+  if (is("shuffle")) return word.launch(shuffle<T>);
+  if (is("shuffle_xor")) return word.launch(shuffle_xor<T>);
+  if (is("shuffle_down")) return word.launch(shuffle_down<T>);
+  if (is("shuffle_up")) return word.launch(shuffle_up<T>);
+  if (is("load")) return word.launch(load_store<T>);
   if constexpr (Bytes > 1)
-    if (is("pack_of_bytes")) return launch(run, packs<uint8_t, Bytes>, Bytes);
+    if (is("pack_of_bytes")) return word.launch(packs<uint8_t, Bytes>, Bytes);
   if constexpr (Bytes > 2)
-    if (is("pack_of_halves")) return launch(run, packs<uint16_t, Bytes / 2>, Bytes / 2);
+    if (is("pack_of_halves")) return word.launch(packs<uint16_t, Bytes / 2>, Bytes / 2);
   if constexpr (Bytes > 4)
-    if (is("pack_of_words")) return launch(run, packs<uint32_t, Bytes / 4>, Bytes / 4);
+    if (is("pack_of_words")) return word.launch(packs<uint32_t, Bytes / 4>, Bytes / 4);
   if constexpr (Bytes >= 4)
-    if (is("cp_async")) return launch(run, copies<Bytes>, kStages, 2 * kThreads * Bytes);
+    if (is("cp_async")) return word.launch(copies<Bytes>, kStages, 2 * kThreads * Bytes);
   return false;
 }
 
-bool run(const char* word, const void* in, void* out, int64_t bytes, const Context& context) {
-  const Run run{word, in, out, bytes, context};
-  const auto is = [&](const char* name) { return strcmp(word, name) == 0; };
-  if (is("indices")) return launch(run, indices);
-  if (is("shared")) return launch(run, shared, 1, 5 * kThreads);
-  if (is("barrier")) return launch(run, barrier, 1, 4 * kThreads);
-  if (is("ballot")) return launch(run, ballot);
-  if (is("any")) return launch(run, any);
-  if (is("all")) return launch(run, all);
-  if (is("barrier_rounds")) return launch(run, barrier_rounds);
-  if (is("shuffle_rounds")) return launch(run, shuffle_rounds);
-  if (is("load_rounds")) return launch(run, load_rounds);
-  const char* dot = strchr(word, '.');
+bool run(const char* name, const void* in, void* out, int64_t bytes, const Context& context) {
+  const Word word{name, in, out, bytes, context};
+  if (word.is("indices")) return word.launch(indices);
+  if (word.is("shared")) return word.launch(shared, 1, 5 * kThreads);
+  if (word.is("barrier")) return word.launch(barrier, 1, 4 * kThreads);
+  if (word.is("ballot")) return word.launch(ballot);
+  if (word.is("any")) return word.launch(any);
+  if (word.is("all")) return word.launch(all);
+  if (word.is("barrier_rounds")) return word.launch(barrier_rounds);
+  if (word.is("shuffle_rounds")) return word.launch(shuffle_rounds);
+  if (word.is("load_rounds")) return word.launch(load_rounds);
+  const char* dot = strchr(name, '.');
   if (dot == nullptr) return false;
-  const auto length = static_cast<size_t>(dot - word);
+  const auto length = static_cast<size_t>(dot - name);
   const char* width = dot + 1;
-  if (strcmp(width, "1") == 0) return run_width<1>(run, word, length);
-  if (strcmp(width, "2") == 0) return run_width<2>(run, word, length);
-  if (strcmp(width, "4") == 0) return run_width<4>(run, word, length);
-  if (strcmp(width, "8") == 0) return run_width<8>(run, word, length);
-  if (strcmp(width, "16") == 0) return run_width<16>(run, word, length);
+  if (strcmp(width, "1") == 0) return run_width<1>(word, length);
+  if (strcmp(width, "2") == 0) return run_width<2>(word, length);
+  if (strcmp(width, "4") == 0) return run_width<4>(word, length);
+  if (strcmp(width, "8") == 0) return run_width<8>(word, length);
+  if (strcmp(width, "16") == 0) return run_width<16>(word, length);
   return false;
 }
 

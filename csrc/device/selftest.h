@@ -13,20 +13,16 @@ struct SelftestKernels {
 };
 
 // selftest.cu: each word used as it should be, on hardware and on the host.
-WEFT_DECLARE_CUDA_TABLE(SelftestKernels, selftest_kernels)
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, selftest_kernels)
+WEFT_DECLARE_CUDA_KERNEL_TABLES(SelftestKernels, selftest_kernels)
 // selftest_mma.cu: the words of device/mma.h.
-WEFT_DECLARE_CUDA_TABLE(SelftestKernels, mma_selftest_kernels)
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, mma_selftest_kernels)
+WEFT_DECLARE_CUDA_KERNEL_TABLES(SelftestKernels, mma_selftest_kernels)
 // selftest_blocks.cu: the same of the words by which blocks meet.
-WEFT_DECLARE_CUDA_TABLE(SelftestKernels, block_selftest_kernels)
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, block_selftest_kernels)
+WEFT_DECLARE_CUDA_KERNEL_TABLES(SelftestKernels, block_selftest_kernels)
 // selftest_hopper.cu: the words of device/hopper.h; numbers may follow a word's name.
-WEFT_DECLARE_CUDA_TABLE(SelftestKernels, hopper_selftest_kernels)
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, hopper_selftest_kernels)
+WEFT_DECLARE_CUDA_KERNEL_TABLES(SelftestKernels, hopper_selftest_kernels)
 // faults.cpp, faults_hopper.cpp: each fault that host execution promises to catch, planted; on the
 // host alone.
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, fault_kernels)
-WEFT_DECLARE_HOST_TABLE(SelftestKernels, hopper_fault_kernels)
+WEFT_DECLARE_HOST_KERNEL_TABLES(SelftestKernels, fault_kernels)
+WEFT_DECLARE_HOST_KERNEL_TABLES(SelftestKernels, hopper_fault_kernels)
 
 }  // namespace weft

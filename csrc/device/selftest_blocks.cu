@@ -2,12 +2,9 @@
 //
 // Where flags are needed they are the last kThreads elements of the output, and the grid is a block
 // smaller.
-#include <cstring>
-
 #include "device/cluster.h"
 #include "device/grid.h"
-#include "device/index.h"
-#include "device/selftest.h"
+#include "device/selftest_launch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -16,7 +13,6 @@ using device::global_thread;
 using device::load;
 using device::store;
 
-constexpr int kThreads = 64;
 constexpr int kRounds = 3;
 constexpr int kMembers = 2;
 constexpr int kCluster = 4;
@@ -52,18 +48,19 @@ WEFT_GLOBAL void cluster(const int32_t* in, int32_t* out) {
   store(out + global_thread(), sum);
 }
 
-bool run(const char* word, const void* in, void* out, int64_t bytes, const Context& context) {
+bool run(const char* name, const void* in, void* out, int64_t bytes, const Context& context) {
+  const Word word{name, in, out, bytes, context};
   const auto* x = static_cast<const int32_t*>(in);
   auto* y = static_cast<int32_t*>(out);
-  device::Launch config{word, bytes / (4 * kThreads), kThreads, 0, context.stream};
-  if (strcmp(word, "cluster") == 0) {
+  device::Launch config{name, bytes / (4 * kThreads), kThreads, 0, context.stream};
+  if (word.is("cluster")) {
     config.cluster = kCluster;
     config.shared_bytes = 4 * kThreads;
     device::launch(config, cluster, x, y);
     return true;
   }
-  const bool whole = strcmp(word, "grid_barrier") == 0;
-  if (!whole && strcmp(word, "set_barrier") != 0) return false;
+  const bool whole = word.is("grid_barrier");
+  if (!whole && !word.is("set_barrier")) return false;
   config.blocks -= 1;
   config.cooperative = true;
   auto* flags = reinterpret_cast<uint32_t*>(y + config.blocks * kThreads);

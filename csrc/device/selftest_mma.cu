@@ -4,11 +4,7 @@
 // by the index formulas of the PTX manual and reads the sums back, at byte 0, by the same; so
 // neither meaning of a word, the hardware's or the host's, is compared with itself.
 #include "device/mma.h"
-
-#include <cstring>
-
-#include "device/index.h"
-#include "device/selftest.h"
+#include "device/selftest_launch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -19,7 +15,6 @@ using device::load_pack;
 using device::Pack;
 using device::store;
 
-constexpr int kThreads = 64;
 constexpr int kRecordWords = 16;
 
 template <class Fragment>
@@ -78,30 +73,19 @@ WEFT_GLOBAL void copies_or_zeros(const T* in, T* out) {
   store(out + global_thread(), values[kThreads - 1 - thread]);
 }
 
-bool run(const char* word, const void* in, void* out, int64_t bytes, const Context& context) {
-  const auto launch = [&](auto kernel, auto* from, auto* to, int per_thread, int64_t shared) {
-    const int64_t threads = bytes / static_cast<int64_t>(sizeof(*to)) / per_thread;
-    device::launch({word, threads / kThreads, kThreads, shared, context.stream}, kernel, from, to);
-    return true;
-  };
-  const auto* words = static_cast<const uint32_t*>(in);
-  auto* results = static_cast<uint32_t*>(out);
-  const auto is = [&](const char* name) { return strcmp(word, name) == 0; };
-  if (is("mma.bf16")) return launch(mma_record<bf16>, words, results, kRecordWords, 0);
-  if (is("mma.f16")) return launch(mma_record<f16>, words, results, kRecordWords, 0);
-  if (is("mma.tf32")) return launch(mma_record<device::tf32>, words, results, kRecordWords, 0);
-  if (is("mma.f64")) return launch(mma_record<double>, words, results, kRecordWords, 0);
-  if (is("ldmatrix")) return launch(ldmatrix<false>, words, results, 4, 16 * kThreads);
-  if (is("ldmatrix_transposed")) return launch(ldmatrix<true>, words, results, 4, 16 * kThreads);
-  if (is("to_tf32")) return launch(to_tf32, static_cast<const float*>(in), results, 1, 0);
-  const auto copies = [&](auto tag) {
-    using T = decltype(tag);
-    return launch(copies_or_zeros<T>, static_cast<const T*>(in), static_cast<T*>(out), 1,
-                  sizeof(T) * kThreads);
-  };
-  if (is("cp_async_or_zero.4")) return copies(uint32_t{});
-  if (is("cp_async_or_zero.8")) return copies(uint64_t{});
-  if (is("cp_async_or_zero.16")) return copies(Pack<uint32_t, 4>{});
+bool run(const char* name, const void* in, void* out, int64_t bytes, const Context& context) {
+  const Word word{name, in, out, bytes, context};
+  if (word.is("mma.bf16")) return word.launch(mma_record<bf16>, kRecordWords);
+  if (word.is("mma.f16")) return word.launch(mma_record<f16>, kRecordWords);
+  if (word.is("mma.tf32")) return word.launch(mma_record<device::tf32>, kRecordWords);
+  if (word.is("mma.f64")) return word.launch(mma_record<double>, kRecordWords);
+  if (word.is("ldmatrix")) return word.launch(ldmatrix<false>, 4, 16 * kThreads);
+  if (word.is("ldmatrix_transposed")) return word.launch(ldmatrix<true>, 4, 16 * kThreads);
+  if (word.is("to_tf32")) return word.launch(to_tf32);
+  if (word.is("cp_async_or_zero.4")) return word.launch(copies_or_zeros<uint32_t>, 1, 4 * kThreads);
+  if (word.is("cp_async_or_zero.8")) return word.launch(copies_or_zeros<uint64_t>, 1, 8 * kThreads);
+  if (word.is("cp_async_or_zero.16"))
+    return word.launch(copies_or_zeros<Pack<uint32_t, 4>>, 1, 16 * kThreads);
   return false;
 }
 

@@ -61,7 +61,7 @@ struct AvgTile {
   ReachTables reaches = {};
   CountTables counts = {};
 
-  WEFT_DEVICE void load(const TileBlock& chunk, int) {
+  WEFT_DEVICE void load(const TileBlock& chunk) {
     box = load_box(walk, chunk, layout, source, piece);
   }
   WEFT_DEVICE void make_tables() {
@@ -73,27 +73,25 @@ struct AvgTile {
         counts.axis[a][i] = forward_reach(walk.axis[a], block.box[a].begin + i).count;
     }
   }
-  WEFT_DEVICE void slide(int shift, int count) const {
-    slide_middle(walk, block, shift, count, middle);
-  }
   WEFT_DEVICE void make_rows(const TileBlock& chunk, int row) const {
     if (walk.pass_pack > 1)
       sum_rows<kPackElements>(chunk, row);
     else
       sum_rows<1>(chunk, row);
   }
-  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
+  WEFT_DEVICE void make_tile(const TileBlock& strip, int first) const {
     if (walk.target_w * walk.target_c > 1)
-      sum_planes<kPackElements>(strip, first, row);
+      sum_planes<kPackElements>(strip, first);
     else
-      sum_planes<1>(strip, first, row);
+      sum_planes<1>(strip, first);
   }
 
-  // Sums along W of kPack neighbouring channels: the rows of a chunk's box, to those of the middle
-  // from `row` on.
+  // Sums along W of kPack neighbouring channels: the rows of a chunk's box, of which the first is
+  // row `row` of the block's, to the middle.
   template <int kPack>
   WEFT_DEVICE void sum_rows(const TileBlock& chunk, int row) const {
     const int items = row_items(walk, chunk);
+    const int ring = row % walk.kept_rows;
     const int* row_counts = counts.axis[1] + (chunk.box[1].begin - block.box[1].begin);
     const int step = walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
@@ -115,14 +113,15 @@ struct AvgTile {
       }
       Acc totals[kPack];
       for (int i = 0; i < kPack; ++i) totals[i] = sum[i].total();
-      keep_values(middle + middle_index(walk, e.plane, row + e.row, e.w, e.c), totals);
+      const int kept = ring_row(walk, ring, e.row);
+      keep_values(middle + middle_index(walk, e.plane, kept, e.w, e.c), totals);
     }
   }
 
   // Sums of those along D and H, divided, of kPack neighbours in W (contiguous) or C: a strip of
-  // the tile, from its row `first` on; the middle begins with row `row` of the box.
+  // the tile, from its row `first` on.
   template <int kPack>
-  WEFT_DEVICE void sum_planes(const TileBlock& strip, int first, int row) const {
+  WEFT_DEVICE void sum_planes(const TileBlock& strip, int first) const {
     T* tile = target + tile_start(walk, strip);
     const int items = tile_items(walk, strip);
     const int row_step = walk.tile[3] * walk.tile[4];
@@ -132,12 +131,14 @@ struct AvgTile {
       const Reach d = reaches.axis[0][e.d];
       const Reach h = reaches.axis[1][first + e.h];
       LongSum<Acc> sum[kPack];
+      const int ring = h.begin % walk.kept_rows;
       for (int plane = d.begin; plane < d.end; ++plane) {
-        const Acc* from = middle + middle_index(walk, e.outer * block.box[0].size + plane,
-                                                h.begin - row, e.w, e.c);
-        for (int i = h.begin; i < h.end; ++i, from += row_step) {
+        const Acc* from =
+            middle + middle_index(walk, e.outer * block.box[0].size + plane, 0, e.w, e.c);
+        int row = ring;
+        for (int i = h.begin; i < h.end; ++i, row = ring_row(walk, row, 1)) {
           Acc values[kPack];
-          load_values(from, values);
+          load_values(from + row * row_step, values);
           for (int n = 0; n < kPack; ++n) sum[n].add(values[n]);
         }
       }
@@ -271,7 +272,7 @@ void launch_tile(const PoolProblem& p, PoolStep step, const PoolPlan& plan, cons
 }  // namespace
 
 void launch_avg_forward(const PoolProblem& p, const void* x, void* y, const Context& context) {
-  const PoolPlan plan = plan_pool(p, PoolStep::avg_forward);
+  const PoolPlan plan = plan_here(p, PoolStep::avg_forward);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto* from = static_cast<const T*>(x);
@@ -295,7 +296,7 @@ void launch_avg_forward(const PoolProblem& p, const void* x, void* y, const Cont
 }
 
 void launch_avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
-  const PoolPlan plan = plan_pool(p, PoolStep::avg_backward);
+  const PoolPlan plan = plan_here(p, PoolStep::avg_backward);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto* from = static_cast<const T*>(gy);

@@ -46,8 +46,9 @@ struct Best {
   }
 };
 
-// `kKeep`: places are wanted. Without them their part of the arithmetic is dead, and goes.
-template <class T, class Place, bool kKeep>
+// `kKeep`: places are wanted. Without them their part of the arithmetic is dead, and goes. Between
+// the passes a place inside W is kept as a `Column`.
+template <class T, class Place, class Column, bool kKeep>
 struct MaxTile {
   using Acc = accumulate_t<T>;
   static constexpr int kPackElements = 16 / sizeof(T);
@@ -60,36 +61,31 @@ struct MaxTile {
   Place* places;
   T* piece = shared.take<T>(layout.elements);
   T* middle = shared.take<T>(middle_elements(walk));
-  Place* middle_places = kKeep ? shared.take<Place>(middle_elements(walk)) : nullptr;
+  Column* middle_columns = kKeep ? shared.take<Column>(middle_elements(walk)) : nullptr;
   const T* box = nullptr;
   ReachTables reaches = {};
 
-  WEFT_DEVICE void load(const TileBlock& chunk, int) {
-    box = load_box(walk, chunk, layout, x, piece);
-  }
+  WEFT_DEVICE void load(const TileBlock& chunk) { box = load_box(walk, chunk, layout, x, piece); }
   WEFT_DEVICE void make_tables() { reaches = reach_tables(walk, block, shared); }
-  WEFT_DEVICE void slide(int shift, int count) const {
-    slide_middle(walk, block, shift, count, middle);
-    if constexpr (kKeep) slide_middle(walk, block, shift, count, middle_places);
-  }
   WEFT_DEVICE void make_rows(const TileBlock& chunk, int row) const {
     if (walk.pass_pack > 1)
       max_rows<kPackElements>(chunk, row);
     else
       max_rows<1>(chunk, row);
   }
-  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
+  WEFT_DEVICE void make_tile(const TileBlock& strip, int first) const {
     if (walk.target_w * walk.target_c > 1)
-      max_planes<kPackElements>(strip, first, row);
+      max_planes<kPackElements>(strip, first);
     else
-      max_planes<1>(strip, first, row);
+      max_planes<1>(strip, first);
   }
 
   // Maxima along W of kPack neighbouring channels, and their places in W: the rows of a chunk's
-  // box, to those of the middle from `row` on.
+  // box, of which the first is row `row` of the block's, to the middle.
   template <int kPack>
   WEFT_DEVICE void max_rows(const TileBlock& chunk, int row) const {
     const int items = row_items(walk, chunk);
+    const int ring = row % walk.kept_rows;
     const int dilation = walk.axis[2].dilation;
     const int step = dilation * walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
@@ -107,28 +103,28 @@ struct MaxTile {
         for (int i = 0; i < kPack; ++i) best[i].take(widen(values[i]), place);
       }
       T values[kPack];
-      Place kept[kPack];
+      Column columns[kPack];
       for (int i = 0; i < kPack; ++i) {
         values[i] = narrow<T>(best[i].value);
-        kept[i] = static_cast<Place>(best[i].place);
+        columns[i] = static_cast<Column>(best[i].place);
       }
-      const int at = middle_index(walk, e.plane, row + e.row, e.w, e.c);
+      const int at = middle_index(walk, e.plane, ring_row(walk, ring, e.row), e.w, e.c);
       keep_values(middle + at, values);
-      if constexpr (kKeep) keep_values(middle_places + at, kept);
+      if constexpr (kKeep) keep_values(middle_columns + at, columns);
     }
   }
 
   // Maxima of those along D and H, of kPack neighbours in W (contiguous) or C: a strip of the tile,
-  // from its row `first` on; the middle begins with row `row` of the box.
+  // from its row `first` on.
   template <int kPack>
-  WEFT_DEVICE void max_planes(const TileBlock& strip, int first, int row) const {
+  WEFT_DEVICE void max_planes(const TileBlock& strip, int first) const {
     const int64_t start = tile_start(walk, strip);
     const int items = tile_items(walk, strip);
     const int size_h = walk.axis[1].size;
     const int size_w = walk.axis[2].size;
     const int dilation_d = walk.axis[0].dilation;
     const int dilation_h = walk.axis[1].dilation;
-    const int row_step = dilation_h * walk.tile[3] * walk.tile[4];
+    const int row_step = walk.tile[3] * walk.tile[4];
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       TileElement e;
       if (!tile_element(walk, strip, item, e)) continue;
@@ -140,16 +136,20 @@ struct MaxTile {
         best[i] = {lowest<T>(), (d.place * size_h + h.place) * size_w + reaches.axis[2][w].place};
       }
       int first_place = (d.place * size_h + h.place) * size_w;
+      const int ring = h.begin % walk.kept_rows;
       for (int plane = d.begin; plane < d.end; plane += dilation_d) {
-        int at = middle_index(walk, e.outer * strip.box[0].size + plane, h.begin - row, e.w, e.c);
+        const int from = middle_index(walk, e.outer * strip.box[0].size + plane, 0, e.w, e.c);
         int place = first_place;
-        for (int i = h.begin; i < h.end; i += dilation_h, at += row_step, place += size_w) {
+        int row = ring;
+        for (int i = h.begin; i < h.end; i += dilation_h, place += size_w) {
+          const int at = from + row * row_step;
+          row = ring_row(walk, row, dilation_h);
           T values[kPack];
           load_values(middle + at, values);
-          Place kept[kPack] = {};
-          if constexpr (kKeep) load_values(middle_places + at, kept);
+          Column columns[kPack] = {};
+          if constexpr (kKeep) load_values(middle_columns + at, columns);
           for (int n = 0; n < kPack; ++n)
-            best[n].take(widen(values[n]), place + static_cast<int>(kept[n]));
+            best[n].take(widen(values[n]), place + static_cast<int>(columns[n]));
         }
         first_place += size_h * size_w;
       }
@@ -166,12 +166,12 @@ struct MaxTile {
   }
 };
 
-template <class T, class Place, bool kKeep>
+template <class T, class Place, class Column, bool kKeep>
 WEFT_GLOBAL WEFT_HOT void max_pool_tile(TileWalk walk, BoxLayout layout, const T* x, T* y,
                                         Place* places) {
   device::SharedMemory shared;
   const TileBlock block = block_of(walk);
-  MaxTile<T, Place, kKeep> work{walk, block, layout, shared, x, y, places};
+  MaxTile<T, Place, Column, kKeep> work{walk, block, layout, shared, x, y, places};
   for_strips(walk, block, work);
 }
 
@@ -282,11 +282,13 @@ WEFT_GLOBAL void max_pool_walk(PoolProblem p, const T* x, T* y, Place* places) {
 template <class T, class Place, bool kKeep>
 void launch_forward(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
   constexpr PoolStep kStep = kKeep ? PoolStep::max_forward_places : PoolStep::max_forward;
-  const PoolPlan plan = plan_pool(p, kStep);
+  const PoolPlan plan = plan_here(p, kStep);
   if (plan.path == PoolPlan::Path::tile) {
-    TileWalk walk = walk_of(p, kStep, plan, x, y);
-    return device::launch(launch_of("max_pool_tile", plan, context), max_pool_tile<T, Place, kKeep>,
-                          walk, box_layout(plan, walk, sizeof(T), x), x, y, places);
+    const TileWalk walk = walk_of(p, kStep, plan, x, y);
+    const auto kernel = pool_plan::column_bytes(p) == 1 ? max_pool_tile<T, Place, uint8_t, kKeep>
+                                                        : max_pool_tile<T, Place, Place, kKeep>;
+    return device::launch(launch_of("max_pool_tile", plan, context), kernel, walk,
+                          box_layout(plan, walk, sizeof(T), x), x, y, places);
   }
   if (plan.path == PoolPlan::Path::walk)
     return device::launch(launch_of("max_pool_walk", plan, context), max_pool_walk<T, Place, kKeep>,

@@ -2,8 +2,8 @@
 //
 // Backward: a block copies the gradients and the places of all windows that can hold its tile of
 // inputs to shared memory; a thread gathers, for its inputs, from the windows whose place is that
-// input, in ascending order. Nothing is atomic, so the bits never change. Bound: bytes; for windows
-// of some hundred elements that overlap, the comparisons of places, one for each window and input.
+// input, in ascending order. Nothing is atomic, so the bits never change. Bound: bytes. Where many
+// windows hold an input, gradients are added by columns instead (pool_max_columns.cu).
 #include "pool/pool_cuda.h"
 #include "pool/pool_passes.h"
 
@@ -36,12 +36,9 @@ struct MaxGather {
   ReachTables reaches = {};
   FirstTables firsts = {};
 
-  // Rows are kept as they are loaded, behind those that are there.
-  WEFT_DEVICE void load(const TileBlock& chunk, int row) {
-    const int behind = row * layout.row_pitch, places_behind = row * place_layout.row_pitch;
-    gradients = load_box(walk, chunk, layout, gy, piece + behind) - behind;
-    places = load_box(walk, chunk, place_layout, map_places, place_piece + places_behind) -
-             places_behind;
+  WEFT_DEVICE void load() {
+    gradients = load_box(walk, block, layout, gy, piece);
+    places = load_box(walk, block, place_layout, map_places, place_piece);
   }
   WEFT_DEVICE void make_tables() {
     reaches = reach_tables(walk, block, shared);
@@ -51,19 +48,6 @@ struct MaxGather {
         firsts.axis[a][i] = walk.axis[a].first_input(block.box[a].begin + i);
     }
   }
-  WEFT_DEVICE void make_rows(const TileBlock&, int) const {}
-  WEFT_DEVICE void slide(int shift, int count) const {
-    const int planes = block.outers * block.box[0].size;
-    slide_rows(planes, layout.plane_pitch, layout.row_pitch, shift, count, gradients);
-    slide_rows(planes, place_layout.plane_pitch, place_layout.row_pitch, shift, count, places);
-  }
-  WEFT_DEVICE void make_tile(const TileBlock& strip, int first, int row) const {
-    if (walk.target_c > 1)
-      gather<16 / sizeof(T)>(strip, first, row);
-    else
-      gather<1>(strip, first, row);
-  }
-
   // The place on one axis at which the window that begins at `first` reads `input`, or -1.
   WEFT_DEVICE int place_on(int a, int input, int first) const {
     const int dilation = walk.axis[a].dilation;
@@ -72,32 +56,31 @@ struct MaxGather {
     return offset % dilation == 0 ? offset / dilation : -1;
   }
 
-  // Gradients of kPack neighbouring channels: a strip of the tile, from its row `first` on; the
-  // first row that is kept is row `row` of the box.
+  // Gradients of kPack neighbouring channels.
   template <int kPack>
-  WEFT_DEVICE void gather(const TileBlock& strip, int first, int row) const {
-    T* tile = gx + tile_start(walk, strip);
-    const int items = tile_items(walk, strip);
+  WEFT_DEVICE void gather() const {
+    T* tile = gx + tile_start(walk, block);
+    const int items = tile_items(walk, block);
     const int size_h = walk.axis[1].size;
     const int size_w = walk.axis[2].size;
     for (int item = device::thread_index(); item < items; item += device::block_size()) {
       TileElement e;
-      if (!tile_element(walk, strip, item, e)) continue;
+      if (!tile_element(walk, block, item, e)) continue;
       const Reach rd = reaches.axis[0][e.d];
-      const Reach rh = reaches.axis[1][first + e.h];
+      const Reach rh = reaches.axis[1][e.h];
       const Reach rw = reaches.axis[2][e.w];
       Acc sum[kPack] = {};
       for (int d = rd.begin; d < rd.end; ++d) {
         const int i = place_on(0, block.at[0] + e.d, firsts.axis[0][d]);
         const int plane = e.outer * block.box[0].size + d;
         for (int h = rh.begin; h < rh.end; ++h) {
-          const int j = place_on(1, strip.at[1] + e.h, firsts.axis[1][h]);
+          const int j = place_on(1, block.at[1] + e.h, firsts.axis[1][h]);
           if (i < 0 || j < 0) continue;
           const int row_place = (i * size_h + j) * size_w;
           const T* gradient_row =
-              gradients + plane * layout.plane_pitch + (h - row) * layout.row_pitch + e.c;
+              gradients + plane * layout.plane_pitch + h * layout.row_pitch + e.c;
           const Place* place_row =
-              places + plane * place_layout.plane_pitch + (h - row) * place_layout.row_pitch + e.c;
+              places + plane * place_layout.plane_pitch + h * place_layout.row_pitch + e.c;
           for (int w = rw.begin; w < rw.end; ++w) {
             const int k = place_on(2, block.at[2] + e.w, firsts.axis[2][w]);
             const auto mine = static_cast<Place>(row_place + k);
@@ -124,7 +107,14 @@ WEFT_GLOBAL WEFT_HOT void max_pool_backward_tile(TileWalk walk, BoxLayout layout
   device::SharedMemory shared;
   const TileBlock block = block_of(walk);
   MaxGather<T, Place> work{walk, block, layout, place_layout, shared, gy, places, gx};
-  for_strips(walk, block, work);
+  work.load();
+  work.make_tables();
+  device::cp_async_wait<0>();
+  device::barrier();
+  if (walk.target_c > 1)
+    work.template gather<16 / sizeof(T)>();
+  else
+    work.template gather<1>();
 }
 
 // ---- windows with gaps, or too large for shared memory ------------------------------------------
@@ -192,7 +182,9 @@ WEFT_GLOBAL void max_pool_indices(PoolProblem p, const Place* places, int64_t* i
 
 void launch_max_backward(const PoolProblem& p, const void* gy, const void* places, void* gx,
                          const Context& context) {
-  const PoolPlan plan = plan_pool(p, PoolStep::max_backward);
+  const PoolPlan plan = plan_here(p, PoolStep::max_backward);
+  if (plan.path == PoolPlan::Path::tile && plan.tile.strip != 0)
+    return launch_max_backward_columns(p, plan, gy, places, gx, context);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     dispatch_place(p, [&](auto place) {
@@ -222,7 +214,7 @@ void launch_max_backward(const PoolProblem& p, const void* gy, const void* place
 
 void launch_max_pick(const PoolProblem& p, const void* x, const void* places, void* y,
                      const Context& context) {
-  const PoolPlan plan = plan_pool(p, PoolStep::max_pick);
+  const PoolPlan plan = plan_here(p, PoolStep::max_pick);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     dispatch_place(p, [&](auto place) {
@@ -236,7 +228,7 @@ void launch_max_pick(const PoolProblem& p, const void* x, const void* places, vo
 
 void launch_max_indices(const PoolProblem& p, const void* places, int64_t* indices,
                         const Context& context) {
-  const PoolPlan plan = plan_pool(p, PoolStep::max_indices);
+  const PoolPlan plan = plan_here(p, PoolStep::max_indices);
   dispatch_place(p, [&](auto place) {
     using Place = decltype(place);
     device::launch(launch_of("max_pool_indices", plan, context), max_pool_indices<Place>, p,

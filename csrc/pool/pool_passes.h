@@ -29,7 +29,14 @@ WEFT_DEVICE bool row_element(const TileWalk& walk, const TileBlock& b, int item,
   return e.row < b.box[1].size && e.w < b.extent[2] && e.c < b.channels;
 }
 
-// Where the first pass leaves its element.
+// Rows are kept in a ring of walk.kept_rows: row `row` of the box is at row % kept_rows. `past` is
+// at most kept_rows behind `at`, which lies in the ring.
+WEFT_DEVICE int ring_row(const TileWalk& walk, int at, int past = 0) {
+  const int row = at + past;
+  return row < walk.kept_rows ? row : row - walk.kept_rows;
+}
+
+// Where the first pass leaves its element; `row` lies in the ring.
 WEFT_DEVICE int middle_index(const TileWalk& walk, int plane, int row, int w, int c) {
   return ((plane * walk.kept_rows + row) * walk.tile[3] + w) * walk.tile[4] + c;
 }
@@ -70,39 +77,15 @@ WEFT_DEVICE int64_t target_offset(const TileWalk& walk, const TileElement& e) {
 
 // ---- strips -------------------------------------------------------------------------------------
 
-// Moves `count` rows of each plane, `row` elements each, up by `shift` rows, to `rows`.
-template <class E>
-WEFT_DEVICE void slide_rows(int planes, int plane_pitch, int row, int shift, int count, E* rows) {
-  for (int first = 0; first < count; first += shift) {
-    const int elements = clipped(shift, first, count) * row;
-    for (int plane = 0; plane < planes; ++plane) {
-      E* to = rows + plane * plane_pitch + first * row;
-      for (int i = device::thread_index(); i < elements; i += device::block_size())
-        to[i] = to[i + shift * row];
-    }
-    device::barrier();
-  }
-}
-
-// What the first pass left, for the next strip.
-template <class E>
-WEFT_DEVICE void slide_middle(const TileWalk& walk, const TileBlock& b, int shift, int count,
-                              E* middle) {
-  const int row = walk.tile[3] * walk.tile[4];
-  slide_rows(b.outers * b.box[0].size, walk.kept_rows * row, row, shift, count, middle);
-}
-
 // Goes down a block's tile strip by strip; a strip is the tile where none was planned. `work` has
-//   load(chunk, row)             starts the copy of the box's rows chunk.box[1]
+//   load(chunk)                  starts the copy of the box's rows chunk.box[1]
 //   make_tables()                once, while the first rows are on their way
-//   make_rows(chunk, row)        the first pass of those rows, to what is kept from row `row` on
-//   slide(shift, count)          makes rows [shift, shift + count) of what is kept the first ones
-//   make_tile(strip, first, row) the last pass: strip.extent[1] rows of the tile, from row `first`
-//                                on; the first row that is kept is row `row` of the box
+//   make_rows(chunk, row)        the first pass of those rows, which are row `row` of the box and
+//   on make_tile(strip, first)      the last pass: strip.extent[1] rows of the tile, from row
+//   `first` on
 template <class Work>
 WEFT_DEVICE void for_strips(const TileWalk& walk, const TileBlock& block, Work& work) {
-  int base = 0;  // the box's row that is kept first
-  int done = 0;  // rows of the box that were loaded
+  int done = 0;  // rows of the box that were loaded, or are not needed
   bool started = false;
   for (int first = 0; first < block.extent[1]; first += walk.strip) {
     TileBlock strip = block;
@@ -111,22 +94,20 @@ WEFT_DEVICE void for_strips(const TileWalk& walk, const TileBlock& block, Work& 
     const Hull hull = hull_of(walk.axis[1], walk.inverse, strip.at[1], strip.extent[1]);
     const int begin = hull.begin - block.box[1].begin;
     const int end = begin + hull.size;
-    if (begin > base) work.slide(begin - base, done - begin);
-    base = begin;
-    if (done < base) done = base;
+    if (done < begin) done = begin;
     do {
       TileBlock chunk = strip;
       chunk.box[1] = {block.box[1].begin + done, clipped(walk.loaded_rows, done, end)};
-      work.load(chunk, done - base);
+      work.load(chunk);
       if (!started) work.make_tables();
       started = true;
       device::cp_async_wait<0>();
       device::barrier();
-      work.make_rows(chunk, done - base);
+      work.make_rows(chunk, done);
       device::barrier();
       done += chunk.box[1].size;
     } while (done < end);
-    work.make_tile(strip, first, base);
+    work.make_tile(strip, first);
     if (first + walk.strip < block.extent[1]) device::barrier();
   }
 }

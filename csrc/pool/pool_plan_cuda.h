@@ -7,7 +7,8 @@
 //           to shared memory once. The tile is the largest that fits comfortably, cut where cutting
 //           adds least traffic: rows of planes for contiguous maps, channels for channels-last
 //           ones. Where even so the halos of high windows add too much, the block goes down the
-//           map in strips, and keeps of the sources' rows what the next strip reads again.
+//           map in strips, and keeps of the sources' rows what the next strip reads again; or,
+//           backward of a maximum, sums of the rows of targets that windows so far reach.
 //   reduce  a block makes one output (contiguous) or a run of channels of one (channels-last):
 //           windows that are long and hardly overlap, such as global pooling.
 //   walk    a thread makes one target straight from memory: what is left, such as windows with gaps
@@ -25,7 +26,7 @@ struct PoolPlan {
   Path path = Path::walk;
   PoolTile tile;               // path tile: the targets of a block; reduce: c is a run of channels
   int64_t box[3] = {1, 1, 1};  // path tile: the largest source box of a tile, for one outer index
-  SourceRows rows;             // path tile: of those box[1]
+  StripRows rows;              // path tile: what is in shared memory at a time
   int64_t blocks = 0;
   int threads = 256;
   int64_t shared_bytes = 0;
@@ -102,7 +103,9 @@ inline PoolPlan plan_pool(const PoolProblem& p, PoolStep step, const DeviceFacts
   plan.bytes = std::max(s.traffic(plan.tile), plan.least_bytes);
   const PoolTile& t = plan.tile;
   const int64_t rows = std::max(t.strip == 0 ? t.h : t.strip, plan.rows.loaded);
-  const int64_t work = t.outer * std::max(t.d, plan.box[0]) * rows * t.w * t.c / 2;
+  const bool columns = step == PoolStep::max_backward && t.strip != 0;
+  const int64_t work =
+      columns ? t.outer * t.w * t.c : t.outer * std::max(t.d, plan.box[0]) * rows * t.w * t.c / 2;
   plan.threads = static_cast<int>(std::clamp<int64_t>(
       round_up(work, 32), 32, plan.shared_bytes > kComfortableShared ? 512 : 256));
   return plan;
@@ -141,7 +144,9 @@ inline std::string kernel_of(const PoolProblem& p, PoolStep step, const PoolPlan
     case PoolStep::max_indices:
       return name_of(step);
     case PoolStep::max_backward:
-      return tile ? "max_pool_backward_tile" : "max_pool_backward_walk";
+      return !tile                  ? "max_pool_backward_walk"
+             : plan.tile.strip == 0 ? "max_pool_backward_tile"
+                                    : "max_pool_backward_columns";
     case PoolStep::avg_backward:
       return tile ? "avg_pool_tile" : "avg_pool_backward_walk";
     default:

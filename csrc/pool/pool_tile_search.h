@@ -4,7 +4,8 @@
 // Traffic is counted in the sectors of the boxes that tiles read and write. The search tries the
 // channels of a tile from all down to a sector, and for each cuts D, H and W where that adds least;
 // then, if halos still add much, the same by strips (without them, channels-last maps under windows
-// of 13 to 31 moved 1.3 to 10 times the least).
+// of 13 to 31 moved 1.3 to 10 times the least); and if they do even so, both with all the shared
+// memory that the device gives a block.
 #pragma once
 
 #include <algorithm>
@@ -16,11 +17,10 @@
 
 namespace weft {
 
-// What a plan depends on. The defaults are those of sm_90; 96 KiB of shared memory a block is what
-// every architecture from sm_80 on offers.
+// What a plan depends on. The defaults are those of sm_90.
 struct DeviceFacts {
   int64_t multiprocessors = 132;
-  int64_t shared_bytes = 96 * 1024;
+  int64_t shared_bytes = 227 * 1024;  // that one block may have
 };
 
 enum class PoolStep : uint8_t {
@@ -48,10 +48,10 @@ struct PoolTile {
   constexpr int64_t elements() const { return outer * d * h * w * c; }
 };
 
-// Source rows of a tile that are in shared memory at a time.
-struct SourceRows {
-  int64_t loaded = 1;  // as they are
-  int64_t kept = 1;    // reduced along W
+// Rows of a tile that are in shared memory at a time.
+struct StripRows {
+  int64_t loaded = 1;  // of sources, as they are
+  int64_t kept = 1;  // of sources, reduced along W; of targets, where gradients of maxima are added
 };
 
 namespace pool_plan {
@@ -60,6 +60,8 @@ constexpr int64_t kSector = 32;
 constexpr int64_t kPack = 16;
 // Four blocks and more a multiprocessor, so that one loads while another computes.
 constexpr int64_t kComfortableShared = 48 * 1024;
+// What every architecture from sm_80 on offers, twice a multiprocessor on most.
+constexpr int64_t kSharedAnywhere = 96 * 1024;
 // A block that copies less than this is not worth its start.
 constexpr int64_t kLeastBox = 4 * 1024;
 // Blocks wanted for each multiprocessor, and the targets below which a block is not cut for that.
@@ -68,11 +70,18 @@ constexpr int64_t kManyTargets = 2048;
 // Targets of a block that holds several planes, and of any block.
 constexpr int64_t kMostShared = 8192;
 constexpr int64_t kMostTargets = 1 << 19;
-// Comfort and parallelism may cost this much of the least traffic, in percent.
+// Comfort and parallelism may cost this much of the least traffic, in percent. Above the second,
+// anything that moves less is worth its while.
 constexpr int64_t kWorth = 112;
+constexpr int64_t kTooMuch = 125;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return ceil_div(value, multiple) * multiple;
+}
+
+// Bytes of a place inside a window's width, between the passes of a maximum.
+constexpr int64_t column_bytes(const PoolProblem& p) {
+  return p.window[2].size <= 256 ? 1 : p.place_bytes();
 }
 
 // A problem and a step as the search for a tile sees them.
@@ -86,18 +95,32 @@ struct Search {
   int64_t size;    // bytes of an element
   int64_t places;  // bytes of a place that is moved, or 0
 
-  SourceRows rows(const PoolTile& tile) const {
+  StripRows rows(const PoolTile& tile) const {
     if (tile.strip == 0) return {box(tile, 1), box(tile, 1)};
-    const int64_t kept = largest_hull(axis[1], inverse, tile.strip);
-    if (step == PoolStep::max_backward) return {kept, kept};  // loaded where they are kept
+    const int64_t hull = largest_hull(axis[1], inverse, tile.strip);
     const int64_t stride = p.window[1].stride;
-    return {std::min(inverse ? ceil_div(tile.strip, stride) : tile.strip * stride, kept), kept};
+    const int64_t loaded =
+        std::min(inverse ? ceil_div(tile.strip, stride) : tile.strip * stride, hull);
+    // Gradients of maxima are added to the rows of targets that windows so far reach.
+    if (step == PoolStep::max_backward)
+      return {loaded, std::min(tile.strip + axis[1].span() - 1, tile.h)};
+    return {loaded, hull};
   }
 
-  // Rows that are kept as they are loaded must lie alike towards the packs they are copied by.
+  // Gradients of maxima divide places by the window's width with a Divider, of 40 bits.
   bool goes_by_strips() const {
-    const auto alike = [&](int64_t bytes) { return source[2] * p.inner * bytes % kPack == 0; };
-    return !axis[1].adaptive && (step != PoolStep::max_backward || (alike(size) && alike(places)));
+    return !axis[1].adaptive &&
+           (step != PoolStep::max_backward ||
+            p.window_elements() < (int64_t{1} << 40) / p.window[2].size);
+  }
+
+  // Gradients of maxima: so many windows hold an input that by strips is better in any case.
+  bool only_by_strips() const {
+    constexpr int64_t kManyWindows = 16;
+    if (step != PoolStep::max_backward || !goes_by_strips()) return false;
+    int64_t windows = 1;
+    for (const PoolAxis& a : axis) windows *= ceil_div(a.span(), a.stride);
+    return windows > kManyWindows;
   }
 
   int64_t box(const PoolTile& tile, int a) const {
@@ -140,10 +163,10 @@ struct Search {
     return tiles(t) * bytes;
   }
 
-  // As the tile kernels take it: the box, what pass 1 leaves, tables of reaches.
+  // As the tile kernels take it: the box, what pass 1 leaves or sums of targets, tables.
   int64_t shared(const PoolTile& t) const {
     const int64_t d = box(t, 0), h = box(t, 1), w = box(t, 2);
-    const SourceRows h_rows = rows(t);
+    const StripRows h_rows = rows(t);
     const int64_t rows = t.outer * d * h_rows.loaded;
     // Rows are laid out as in memory up to alignment: a pack more a row, plane and box.
     const auto box_bytes = [&](int64_t bytes) {
@@ -157,10 +180,13 @@ struct Search {
       case PoolStep::max_forward:
         return bytes + round_up(middle * size, kPack);
       case PoolStep::max_forward_places:
-        return bytes + round_up(middle * size, kPack) + round_up(middle * places, kPack);
+        return bytes + round_up(middle * size, kPack) + round_up(middle * column_bytes(p), kPack);
       case PoolStep::max_backward:
         return bytes + box_bytes(places) + round_up(4 * d, kPack) + round_up(4 * h, kPack) +
-               round_up(4 * w, kPack);
+               round_up(4 * w, kPack) +
+               (t.strip == 0
+                    ? 0
+                    : round_up(t.outer * t.d * h_rows.kept * t.w * t.c * accumulated, kPack));
       default:
         return bytes + round_up(middle * accumulated, kPack) + round_up(4 * d, kPack) +
                round_up(4 * h, kPack) + round_up(4 * w, kPack);
@@ -235,9 +261,9 @@ inline bool cut(const Search& s, bool rows, PoolTile& tile) {
 }
 
 // The most rows of targets at a time that fit comfortably, or at all.
-inline int64_t strip_of(const Search& s, const DeviceFacts& facts, PoolTile tile) {
+inline int64_t strip_of(const Search& s, int64_t most_shared, PoolTile tile) {
   constexpr int64_t kLongestStrip = 16;
-  for (const int64_t limit : {kComfortableShared, facts.shared_bytes})
+  for (const int64_t limit : {kComfortableShared, most_shared})
     for (tile.strip = kLongestStrip; tile.strip > 1; tile.strip /= 2)
       if (s.shared(tile) <= limit) return tile.strip;
   return 1;
@@ -248,7 +274,7 @@ inline int64_t strip_of(const Search& s, const DeviceFacts& facts, PoolTile tile
 inline bool fit(const Search& s, const DeviceFacts& facts, int64_t least, bool by_strips,
                 PoolTile& tile) {
   for (;;) {
-    if (by_strips) tile.strip = strip_of(s, facts, tile);
+    if (by_strips) tile.strip = strip_of(s, facts.shared_bytes, tile);
     const int64_t shared = s.shared(tile);
     const bool must = shared > facts.shared_bytes || tile.elements() >= kMostTargets;
     const bool large = shared > kComfortableShared;
@@ -280,7 +306,8 @@ inline void find_channels(const Search& s, const DeviceFacts& facts, bool by_str
     if (fit(s, facts, least, by_strips, next)) {
       const int64_t traffic = s.traffic(next);
       const bool comfortable = s.shared(next) <= kComfortableShared;
-      if (comfortable && !by_strips ? traffic <= best : traffic < best / kWorth * 100) {
+      const bool any = (comfortable && !by_strips) || best / kTooMuch * 100 > least;
+      if (any ? traffic <= best : traffic < best / kWorth * 100) {
         best = traffic;
         tile = next;
       }
@@ -297,9 +324,14 @@ inline void find_channels(const Search& s, const DeviceFacts& facts, bool by_str
 inline bool find_tile(const Search& s, const DeviceFacts& facts, PoolTile& tile) {
   constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   int64_t best = kNone;
-  find_channels(s, facts, false, best, tile);
   const int64_t least = s.traffic({1, s.target[0], s.target[1], s.target[2], s.p.inner});
-  if (s.goes_by_strips() && best > least * kWorth / 100) find_channels(s, facts, true, best, tile);
+  for (const int64_t limit : {std::min(kSharedAnywhere, facts.shared_bytes), facts.shared_bytes}) {
+    const DeviceFacts limited{facts.multiprocessors, limit};
+    if (!s.only_by_strips()) find_channels(s, limited, false, best, tile);
+    if (s.goes_by_strips() && best > least * kWorth / 100)
+      find_channels(s, limited, true, best, tile);
+    if (best <= least * kTooMuch / 100) break;
+  }
   if (best == kNone) return false;
   // Small planes share a block.
   const bool whole = tile.d == s.target[0] && tile.h == s.target[1] && tile.w == s.target[2] &&

@@ -67,13 +67,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     families = [arguments.family] if arguments.family else []
     if arguments.unlisted and not set(families) <= set(GENERATORS):
         raise SystemExit(f"weft bench: no random problems of family {arguments.family}")
-    result = report.run(families, device, arguments.full, arguments.unlisted, arguments.seed)
+    result = report.run(
+        families, device, arguments.full, arguments.unlisted, arguments.seed, arguments.json
+    )
     report.show(result)
-    if arguments.json:
-        report.write_json(result, arguments.json)
     if arguments.plot:
         report.plot(result, arguments.plot)
-    return 0
+    for failure in result.get("failed", []):
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if "failed" in result else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

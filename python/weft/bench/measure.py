@@ -45,6 +45,8 @@ class Effort:
 
 QUICK = Effort(seconds=1.0, least=3, most=30)
 FULL = Effort(seconds=4.0, least=5, most=100)
+# A GPU's clock is steady, and its time is short.
+ON_CUDA = Effort(seconds=0.25, least=5, most=50)
 
 
 @dataclass(frozen=True)

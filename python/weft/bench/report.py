@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from weft import facts
-from weft.bench.measure import FULL, QUICK, Ceilings, measure
+from weft.bench.measure import FULL, ON_CUDA, QUICK, Ceilings, measure
 from weft.bench.rows import FAMILIES, rows
 from weft.bench.unlisted import GENERATORS, unlisted
 
@@ -61,15 +61,23 @@ def byte_count(value: float) -> str:
 
 
 def run(
-    families: Sequence[str], device: torch.device, full: bool, random: int = 0, seed: int = 0
+    families: Sequence[str],
+    device: torch.device,
+    full: bool,
+    random: int = 0,
+    seed: int = 0,
+    json_path: Path | None = None,
 ) -> dict[str, Any]:
     """Measures the rows of `families` with a progress bar; returns the report as it stands in JSON.
+
+    A row that raises a RuntimeError is named under "failed", and the others are measured.
 
     Args:
         families: of `FAMILIES`; empty means all.
         full: all published rows with more repetitions; else the quick ones.
         random: measure instead this many random problems of each family that has a generator.
         seed: of the random problems.
+        json_path: where the report is written after each row: none is lost with the process.
     """
     if random:
         chosen = [
@@ -79,27 +87,39 @@ def run(
         chosen = [row for family in families or FAMILIES for row in rows(family, device, full)]
     tasks = [(row, direction) for row in chosen for direction in row.directions]
     ceilings = Ceilings(device)
-    effort = FULL if full else QUICK
-    measured = []
+    effort = ON_CUDA if device.type == "cuda" else FULL if full else QUICK
+    measured: list[dict[str, Any]] = []
+    failed: list[str] = []
     started = datetime.now(UTC)
+    machine, versions = facts.machine(), facts.versions()
+
+    def result() -> dict[str, Any]:
+        return {
+            "date": started.isoformat(timespec="seconds"),
+            "seconds": (datetime.now(UTC) - started).total_seconds(),
+            "full": full,
+            **({"unlisted": random, "seed": seed} if random else {}),
+            "machine": machine,
+            "versions": versions,
+            "threads": torch.get_num_threads(),
+            "ceilings": ceilings.as_dict(),
+            "rows": measured,
+            **({"failed": failed} if failed else {}),
+        }
+
     with progress_bar() as progress:
         bar = progress.add_task("", total=len(tasks))
         for row, direction in tasks:
             progress.update(bar, description=f"{row} {direction}")
-            measured.append(measure(row, direction, device, ceilings, effort))
+            try:
+                measured.append(measure(row, direction, device, ceilings, effort))
+            except RuntimeError as error:
+                failed.append(f"{row} {direction}: {error}")
+            if json_path is not None:
+                write_json(result(), json_path)
             progress.advance(bar)
         progress.update(bar, description="done")
-    return {
-        "date": started.isoformat(timespec="seconds"),
-        "seconds": (datetime.now(UTC) - started).total_seconds(),
-        "full": full,
-        **({"unlisted": random, "seed": seed} if random else {}),
-        "machine": facts.machine(),
-        "versions": facts.versions(),
-        "threads": torch.get_num_threads(),
-        "ceilings": ceilings.as_dict(),
-        "rows": measured,
-    }
+    return result()
 
 
 def summary(measured: Sequence[dict[str, Any]]) -> list[str]:

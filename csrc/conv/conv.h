@@ -52,6 +52,17 @@ struct ConvProblem {
   }
 };
 
+// What all gradients of y = activation(x ⋆ w + bias) are computed from, and where they go.
+struct ConvGradients {
+  const void* x;
+  const void* gy;
+  const void* w;
+  const void* y;  // null without an activation
+  void* gx;
+  void* gw;
+  void* gb;  // may be null
+};
+
 // Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation:
 // each is linear in both its arguments, and the derivative by either is another of the three.
 struct ConvKernels {
@@ -68,6 +79,9 @@ struct ConvKernels {
   void (*bias_grad)(const ConvProblem&, const void* gy, void* gb, const Context&);
   // Bytes of Context::workspace that wgrad takes; null: none.
   int64_t (*wgrad_workspace)(const ConvProblem&) = nullptr;
+  // dgrad, wgrad and bias_grad in one walk, the activation undone; null: one by one. Asked for
+  // where conv_fuses_backward (conv_plan.h) says so.
+  void (*backward)(const ConvProblem&, const ConvGradients&, const Context&) = nullptr;
 };
 
 WEFT_DECLARE_KERNEL_TABLES(ConvKernels, conv_kernels)

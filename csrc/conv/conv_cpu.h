@@ -10,6 +10,9 @@ using ConvGather = void(const ConvProblem&, bool transposed, const void* src, co
                         const void* bias, void* dst, const Context&);
 using ConvWgrad = void(const ConvProblem&, const void* x, const void* gy, void* gw, const Context&);
 
+using ConvBackward = void(const ConvProblem&, const ConvGradients&, const Context&);
+
+ConvBackward conv_depthwise_backward;
 ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather;
 ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad;
 

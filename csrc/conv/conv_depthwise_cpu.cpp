@@ -2,8 +2,7 @@
 #include "conv/conv_cpu.h"
 #include "conv/conv_depthwise.h"
 #include "conv/conv_depthwise_wgrad.h"
-#include "conv/conv_rows.h"
-#include "conv/conv_rows_wgrad.h"
+#include "conv/conv_rows_backward.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -24,6 +23,14 @@ void conv_depthwise_wgrad(const ConvProblem& p, const void* x, const void* gy, v
     using T = typename decltype(tag)::type;
     const auto run = p.channels_last ? depthwise_wgrad<T> : wgrad_rows<T>;
     run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
+  });
+}
+
+void conv_depthwise_backward(const ConvProblem& p, const ConvGradients& t,
+                             const Context& context) {
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    backward_rows<T>(p, t, context);
   });
 }
 

@@ -39,6 +39,11 @@ struct WindowArguments {
     return conv_dgrad(gy, w, if_defined(bias), size, stride.all(), padding.all(), dilation.all(),
                       groups);
   }
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& x, const Tensor& gy, const Tensor& w,
+                                              bool bias) const {
+    return conv_backward(x, gy, w, std::nullopt, "none", 0, bias, stride.all(), padding.all(),
+                         dilation.all(), groups);
+  }
   Tensor wgrad(const Tensor& x, const Tensor& gy, IntArrayRef size) const {
     return conv_wgrad(x, gy, size, stride.all(), padding.all(), dilation.all(), groups);
   }
@@ -84,6 +89,11 @@ struct Conv : ConvOp {
                           const std::vector<bool>& wanted) const {
     const Tensor& gy = grads[0];
     variable_list found(kTensors);
+    if (wanted[0] && wanted[1]) {
+      std::tie(found[0], found[1], found[2]) = window.backward(saved[0], gy, saved[1], wanted[2]);
+      if (!wanted[2]) found[2] = Tensor();
+      return found;
+    }
     if (wanted[0]) found[0] = window.dgrad(gy, saved[1], Tensor(), input_size);
     if (wanted[1]) found[1] = window.wgrad(saved[0], gy, weight_size);
     // A convolution of no channels makes none, and leaves its bias alone.

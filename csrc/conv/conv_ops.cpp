@@ -1,5 +1,10 @@
 // Convolution ops: check the arguments, complete them into a ConvProblem, allocate, run the kernel.
 #include <ATen/Context.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/sigmoid_backward.h>
+#include <ATen/ops/tanh_backward.h>
+#include <ATen/ops/threshold_backward.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -309,12 +314,82 @@ Tensor conv_bias_grad(const Tensor& grad) {
 
 namespace {
 
+Tensor sum_gradient(const Tensor& grad, const Tensor& output, Activation activation, double slope) {
+  switch (activation) {
+    case Activation::relu:
+      return at::threshold_backward(grad, output, 0);
+    case Activation::leaky_relu:
+      return at::leaky_relu_backward(grad, output, slope, /*self_is_result=*/true);
+    case Activation::tanh:
+      return at::tanh_backward(grad, output);
+    case Activation::sigmoid:
+      return at::sigmoid_backward(grad, output);
+    default:
+      return grad;
+  }
+}
+
+}  // namespace
+
+// All gradients, of which that of a bias is empty where there is none.
+std::tuple<Tensor, Tensor, Tensor> conv_backward(const Tensor& input, const Tensor& grad,
+                                                 const Tensor& weight,
+                                                 const std::optional<Tensor>& output,
+                                                 c10::string_view activation, double slope,
+                                                 bool bias, IntArrayRef stride, IntArrayRef padding,
+                                                 IntArrayRef dilation, int64_t groups) {
+  ConvProblem p = problem_for(input.sizes(), weight.sizes(), {stride, padding, dilation, groups});
+  const int rank = rank_of(stride);
+  const char* op = name_of(rank);
+  check_grad_size(grad, p, rank);
+  check_pair(grad, input, op, "grad", "Input");
+  check_pair(weight, input, op, "weight", "Input");
+  p.dtype = dtype_of(input, op, "input");
+  p.activation = activation_of(activation, slope);
+  p.slope = slope;
+  TORCH_CHECK(output.has_value() == (p.activation != Activation::none), op,
+              ": output is expected where there is an activation, and only there");
+  if (output) {
+    check_grad_size(*output, p, rank);
+    check_pair(*output, input, op, "output", "Input");
+  }
+  const auto& kernels = kernels_for(input, conv_kernels_for);
+  const auto format = common_layout(grad, weight);
+  p.channels_last = format != at::MemoryFormat::Contiguous;
+  if (planning() || kernels.backward == nullptr || !conv_fuses_backward(p) ||
+      p.in_elements() == 0 || p.out_elements() == 0 || format != common_layout(input, grad)) {
+    const Tensor gy = output ? sum_gradient(grad, *output, p.activation, slope) : grad;
+    Tensor gx = conv_dgrad(gy, weight, std::nullopt, input.sizes(), stride, padding, dilation, groups);
+    Tensor gw = conv_wgrad(input, gy, weight.sizes(), stride, padding, dilation, groups);
+    // A convolution of no channels leaves its bias alone.
+    Tensor gb = bias && p.c > 0 ? conv_bias_grad(gy)
+                                : at::zeros({bias ? weight.size(0) : 0}, grad.options());
+    return {gx, gw, gb};
+  }
+  const Tensor x = input.contiguous(format), gy = grad.contiguous(format);
+  const Tensor w = weight.contiguous(format);
+  const Tensor y = output ? output->contiguous(format) : Tensor();
+  Tensor gx = empty_output(gy, input.sizes(), format);
+  Tensor gw = empty_output(x, weight.sizes(), format);
+  Tensor gb = empty_output(gy, {bias ? p.out_channels() : 0});
+  kernels.backward(
+      p,
+      {x.const_data_ptr(), gy.const_data_ptr(), w.const_data_ptr(),
+       output ? y.const_data_ptr() : nullptr, gx.mutable_data_ptr(), gw.mutable_data_ptr(),
+       bias ? gb.mutable_data_ptr() : nullptr},
+      context_for(x));
+  return {gx, gw, gb};
+}
+
+namespace {
+
 void implement(torch::Library& m) {
   m.impl("conv", conv);
   m.impl("conv_activated", conv_activated);
   m.impl("conv_dgrad", conv_dgrad);
   m.impl("conv_wgrad", conv_wgrad);
   m.impl("conv_bias_grad", conv_bias_grad);
+  m.impl("conv_backward", conv_backward);
 }
 
 }  // namespace
@@ -334,6 +409,10 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "conv_wgrad(Tensor input, Tensor grad, SymInt[] weight_size, int[] stride, int[] padding, "
       "int[] dilation, int groups) -> Tensor");
   m.def("conv_bias_grad(Tensor grad) -> Tensor");
+  m.def(
+      "conv_backward(Tensor input, Tensor grad, Tensor weight, Tensor? output, str activation, "
+      "float slope, bool bias, int[] stride, int[] padding, int[] dilation, int groups) -> "
+      "(Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) { implement(m); }

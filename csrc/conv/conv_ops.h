@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "conv/conv_plan.h"
@@ -46,6 +47,10 @@ at::Tensor conv_wgrad(const at::Tensor& input, const at::Tensor& grad, at::IntAr
                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                       int64_t groups);
 at::Tensor conv_bias_grad(const at::Tensor& grad);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_backward(
+    const at::Tensor& input, const at::Tensor& grad, const at::Tensor& weight,
+    const std::optional<at::Tensor>& output, c10::string_view activation, double slope, bool bias,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
 
 // Their eager paths (eager.h), as a table of Python functions.
 PyMethodDef* eager_convolution();

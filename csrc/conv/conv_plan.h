@@ -51,6 +51,11 @@ WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) 
   return conv_path(p, p.c > p.k ? p.c : p.k, lanes);
 }
 
+// Whether all gradients come of one walk on CPU: where no two of them are a tile product.
+WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) {
+  return conv_is_depthwise(p) && !p.channels_last;
+}
+
 // ---- costs -------------------------------------------------------------------------------------
 
 // The three products of a convolution exchange roles, and cost the same.

@@ -99,7 +99,8 @@ void note(const ConvProblem& p, ConvStep step) {
 }
 
 [[maybe_unused]] const bool plans_registered =
-    register_planned_ops({"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad"});
+    register_planned_ops({"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad",
+                          "conv_backward"});
 
 }  // namespace
 

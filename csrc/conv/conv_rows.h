@@ -72,23 +72,34 @@ class RowGather {
     out_.resize(most(column_phases_ * of_phase_, 16 * kLane));
   }
 
-  // Planes [begin, end) of src to those of dst.
-  void run(const T* src, T* dst, int64_t begin, int64_t end) {
-    const int64_t src_plane = g_.src_positions();
-    int64_t channel = begin % p_.groups;
-    for (int64_t first = begin; first < end; first += source_.held()) {
-      const int64_t held = least(source_.held(), end - first);
-      for (int64_t i = 0; i < held; ++i) source_.load(p_, g_, src + (first + i) * src_plane, i);
-      for (int64_t i = 0; i < held; ++i) {
-        const int64_t next = least(first + i + source_.held(), end - 1);
-        plane(i, channel, src + next * src_plane, dst + (first + i) * g_.dst_positions() + slice_);
-        if (++channel == p_.groups) channel = 0;
-      }
-    }
+  // `count` planes of src to those of dst, all of one channel; `after` is asked for at the end.
+  void run(const T* src, int64_t src_step, T* dst, int64_t dst_step, int64_t count, int64_t channel,
+           const T* after) {
+    run(src, src_step, dst, dst_step, count, channel, 0, after);
+  }
+  // Planes that follow one another, from one of `channel` on.
+  void run(const T* src, T* dst, int64_t count, int64_t channel) {
+    const int64_t src_step = g_.src_positions();
+    run(src, src_step, dst, g_.dst_positions(), count, channel, 1, src + (count - 1) * src_step);
   }
 
  private:
   static constexpr int64_t kLane = kLanes<T>;
+
+  void run(const T* src, int64_t src_step, T* dst, int64_t dst_step, int64_t count, int64_t channel,
+           int64_t channel_step, const T* after) {
+    for (int64_t first = 0; first < count; first += source_.held()) {
+      const int64_t held = least(source_.held(), count - first);
+      for (int64_t i = 0; i < held; ++i) source_.load(p_, g_, src + (first + i) * src_step, i);
+      for (int64_t i = 0; i < held; ++i) {
+        const int64_t next = first + i + source_.held();
+        plane(i, channel, next < count ? src + next * src_step : after,
+              dst + (first + i) * dst_step + slice_);
+        channel += channel_step;
+        if (channel == p_.groups) channel = 0;
+      }
+    }
+  }
 
   // What a tile needs beside its place.
   struct PlaneOf {
@@ -209,7 +220,8 @@ void gather_rows(const ConvProblem& p, const Gather& g, const T* src, const T* w
       const int64_t plane = begin % planes;
       const int64_t last = least(planes, plane + end - begin);
       gather.reset(begin / planes / bands, row, least(row + band, g.dst[1]));
-      gather.run(src, dst, plane, last);
+      gather.run(src + plane * g.src_positions(), dst + plane * g.dst_positions(), last - plane,
+                 plane % p.groups);
       begin += last - plane;
     }
   });

@@ -87,6 +87,14 @@ void row_wgrad_tile(const ColumnTap* taps, int64_t images, Range rows, int64_t c
     }
 }
 
+// One channel of some images, `step` apart. Those that follow lie `ahead` of them.
+template <class T>
+struct ImagePlanes {
+  const T* data;
+  int64_t step;
+  int64_t ahead;
+};
+
 // wgrad of one channel: the sums of one band after another, each over some images.
 template <class T>
 class RowWgrad {
@@ -100,7 +108,10 @@ class RowWgrad {
         pitch_(round_up(p.out[2], kLane)),
         totals_(p.window_elements() * kLane) {}
 
-  void clear() { fill(totals_.data(), p_.window_elements() * kLane, Acc{0}); }
+  void clear() {
+    fill(totals_.data(), p_.window_elements() * kLane, Acc{0});
+    bias_ = Vec<Acc>{};
+  }
 
   // The band: rows [first, first + rows) of slice `d` of the gradient.
   void reset(int64_t d, int64_t first, int64_t rows) {
@@ -119,21 +130,16 @@ class RowWgrad {
   // How many images are added at a time.
   int64_t held() const { return source_.held(); }
 
-  // Adds one channel of `images` images, an image's step apart. Those that follow lie `ahead`
-  // images and `channels` channels further on.
-  void add(const T* x, const T* gy, int64_t images, int64_t ahead, int64_t channels) {
-    const int64_t x_image = p_.groups * p_.in_positions();
-    const int64_t gy_image = p_.groups * p_.out_positions();
-    const int64_t x_ahead = ahead * x_image + channels * p_.in_positions();
-    const int64_t gy_ahead = ahead * gy_image + channels * p_.out_positions();
-    gy += (slice_ * p_.out[1] + first_) * p_.out[2];
-    for (int64_t i = 0; i < images; ++i, x += x_image, gy += gy_image) {
-      source_.load(p_, g_, x, i, x + x_ahead);
-      const T* from = gy;
+  // Adds one channel of `images` images.
+  void add(ImagePlanes<T> x, ImagePlanes<T> gy, int64_t images) {
+    const int64_t band = (slice_ * p_.out[1] + first_) * p_.out[2];
+    for (int64_t i = 0; i < images; ++i, x.data += x.step, gy.data += gy.step) {
+      source_.load(p_, g_, x.data, i, x.data + x.ahead);
+      const T* from = gy.data + band;
       Acc* to = gradient_.data() + i * rows_ * pitch_;
       for (int64_t row = 0; row < rows_; ++row, from += p_.out[2], to += pitch_) {
         for (int64_t at = 0; at < p_.out[2]; at += 64 / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(from + gy_ahead + at, 0, 2);
+          __builtin_prefetch(from + gy.ahead + at, 0, 2);
         copy_row_whole(to, from, p_.out[2]);
       }
     }
@@ -142,9 +148,28 @@ class RowWgrad {
                               [&](auto n) { add_run<decltype(n)::value>(*run, images); });
   }
 
+  // Adds to the bias's gradient what `add` has just taken.
+  void add_bias(int64_t images) {
+    constexpr int64_t kChain = 16, kChains = 4;
+    const int64_t vectors = images * rows_ * pitch_ / kLane;
+    Vec<Acc> total = {};
+    for (int64_t run = 0; run < vectors; run += kChain * kChains) {
+      Vec<Acc> sum[kChains] = {};
+      const int64_t end = least(run + kChain * kChains, vectors);
+      int64_t i = run;
+      for (; i + kChains <= end; i += kChains)
+        for (int64_t j = 0; j < kChains; ++j) sum[j] += load_vec(gradient_.data() + (i + j) * kLane);
+      for (; i < end; ++i) sum[0] += load_vec(gradient_.data() + i * kLane);
+      total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    bias_ += total;
+  }
+
+  // gw, and then gb.
   void store(Acc* sums) const {
     for (int64_t place = 0; place < p_.window_elements(); ++place)
       sums[place] = sum_of_lanes<Acc>(load_vec(totals_.data() + place * kLane));
+    sums[p_.window_elements()] = sum_of_lanes<Acc>(bias_);
   }
 
  private:
@@ -179,6 +204,7 @@ class RowWgrad {
   int64_t pitch_;
   Scratch<Acc> gradient_;  // [image, row, pitch], with zeros past the ends of rows
   Scratch<Acc> totals_;    // [place, lane]
+  Vec<Acc> bias_{};
 };
 
 template <class T>
@@ -187,7 +213,8 @@ void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Cont
   const int64_t places = p.window_elements();
   const int64_t band = band_rows(p, fprop_gather(p), kBandElements);
   const int64_t chunks = image_chunks(p.n, p.groups);
-  Scratch<Acc> partial(chunks * p.groups * places);
+  const int64_t sums = places + 1;  // of a task
+  Scratch<Acc> partial(chunks * p.groups * sums);
   parallel_for(context, chunks * p.groups, 1, [&](int64_t begin, int64_t end) {
     RowWgrad<T> wgrad(p);
     for (int64_t task = begin; task < end; ++task) {
@@ -200,19 +227,28 @@ void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Cont
           for (int64_t n = first; n < last; n += wgrad.held()) {
             const int64_t images = least(wgrad.held(), last - n);
             const bool more = n + images < last;
-            wgrad.add(x + (n * p.groups + channel) * p.in_positions(),
-                      gy + (n * p.groups + channel) * p.out_positions(), images,
-                      more ? images : first - n, more || task + 1 == end ? 0 : 1);
+            const int64_t plane = n * p.groups + channel;
+            // To the next images, or to the next channel's first.
+            const int64_t ahead = more              ? images * p.groups
+                                  : task + 1 == end ? 0
+                                                    : (first - n) * p.groups + 1;
+            wgrad.add({x + plane * p.in_positions(), p.groups * p.in_positions(),
+                       ahead * p.in_positions()},
+                      {gy + plane * p.out_positions(), p.groups * p.out_positions(),
+                       ahead * p.out_positions()},
+                      images);
           }
         }
-      wgrad.store(partial.data() + task * places);
+      wgrad.store(partial.data() + task * sums);
     }
   });
-  for (int64_t i = 0; i < p.groups * places; ++i) {
-    Acc sum = partial[i];
-    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += partial[chunk * p.groups * places + i];
-    gw[i] = narrow<T>(sum);
-  }
+  for (int64_t channel = 0; channel < p.groups; ++channel)
+    for (int64_t place = 0; place < places; ++place) {
+      Acc sum = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk)
+        sum += partial[(chunk * p.groups + channel) * sums + place];
+      gw[channel * places + place] = narrow<T>(sum);
+    }
 }
 
 }  // namespace

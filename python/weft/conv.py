@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weft import _C
 from weft import conv_vmap as conv_vmap  # registers the rules of vmap
-from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
+from weft.autograd import Function, autocast_arguments, eagerly, inside_transform, needs_grad
 
 _ops = torch.ops.weft
 
@@ -94,6 +94,24 @@ def _(grad: Tensor) -> Tensor:
     return grad.new_empty((grad.shape[1],))
 
 
+@torch.library.register_fake("weft::conv_backward")
+def _(
+    input: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    activation: str,
+    slope: float,
+    bias: bool,
+    *window: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        _empty(grad, weight, input.shape),
+        _empty(input, grad, weight.shape),
+        grad.new_empty((weight.shape[0] if bias else 0,)),
+    )
+
+
 # ---- autograd ------------------------------------------------------------------------------------
 
 
@@ -116,6 +134,8 @@ class Conv(Function):
         input, weight = ctx.saved_tensors
         input_size, weight_size = ctx.sizes
         input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
+        if input_needs and weight_needs and _are_last(input, weight, grad):
+            return *_backward(input, grad, weight, None, "none", 0, bias_needs, ctx.window), None
         return (
             conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
             conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
@@ -152,7 +172,11 @@ class ConvActivated(Function):
         input, weight, output = ctx.saved_tensors
         input_size, weight_size = ctx.sizes
         input_needs, weight_needs, bias_needs, *_ = ctx.needs_input_grad
-        grad = _of_sum(grad, output, ctx.activation, ctx.slope)
+        activation = ctx.activation, ctx.slope
+        if input_needs and weight_needs and _are_last(input, weight, output, grad):
+            gradients = _backward(input, grad, weight, output, *activation, bias_needs, ctx.window)
+            return *gradients, None, None, None
+        grad = _of_sum(grad, output, *activation)
         return (
             conv_dgrad(grad, weight, None, input_size, ctx.window) if input_needs else None,
             conv_wgrad(input, grad, weight_size, ctx.window) if weight_needs else None,
@@ -161,6 +185,28 @@ class ConvActivated(Function):
             None,
             None,
         )
+
+
+def _are_last(*tensors: Tensor | None) -> bool:
+    """True if no further derivative is asked for, and no transform maps or differentiates."""
+    return not needs_grad(*tensors) and not inside_transform()
+
+
+def _backward(
+    input: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    output: Tensor | None,
+    activation: str,
+    slope: float,
+    bias_needs: bool,
+    window: ConvWindow,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight and bias by one op, which has no derivative."""
+    gx, gw, gb = _ops.conv_backward(
+        input, grad, weight, output, activation, slope, bias_needs, *window
+    )
+    return gx, gw, gb if bias_needs else None
 
 
 def _of_bias(grad: Tensor, weight_size: torch.Size) -> Tensor:

@@ -359,7 +359,8 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(const Tensor& input, const Tens
   if (planning() || kernels.backward == nullptr || !conv_fuses_backward(p) ||
       p.in_elements() == 0 || p.out_elements() == 0 || format != common_layout(input, grad)) {
     const Tensor gy = output ? sum_gradient(grad, *output, p.activation, slope) : grad;
-    Tensor gx = conv_dgrad(gy, weight, std::nullopt, input.sizes(), stride, padding, dilation, groups);
+    Tensor gx =
+        conv_dgrad(gy, weight, std::nullopt, input.sizes(), stride, padding, dilation, groups);
     Tensor gw = conv_wgrad(input, gy, weight.sizes(), stride, padding, dilation, groups);
     // A convolution of no channels leaves its bias alone.
     Tensor gb = bias && p.c > 0 ? conv_bias_grad(gy)
@@ -372,12 +373,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(const Tensor& input, const Tens
   Tensor gx = empty_output(gy, input.sizes(), format);
   Tensor gw = empty_output(x, weight.sizes(), format);
   Tensor gb = empty_output(gy, {bias ? p.out_channels() : 0});
-  kernels.backward(
-      p,
-      {x.const_data_ptr(), gy.const_data_ptr(), w.const_data_ptr(),
-       output ? y.const_data_ptr() : nullptr, gx.mutable_data_ptr(), gw.mutable_data_ptr(),
-       bias ? gb.mutable_data_ptr() : nullptr},
-      context_for(x));
+  kernels.backward(p,
+                   {x.const_data_ptr(), gy.const_data_ptr(), w.const_data_ptr(),
+                    output ? y.const_data_ptr() : nullptr, gx.mutable_data_ptr(),
+                    gw.mutable_data_ptr(), bias ? gb.mutable_data_ptr() : nullptr},
+                   context_for(x));
   return {gx, gw, gb};
 }
 

@@ -98,9 +98,8 @@ void note(const ConvProblem& p, ConvStep step) {
   note_plan(std::move(plan));
 }
 
-[[maybe_unused]] const bool plans_registered =
-    register_planned_ops({"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad",
-                          "conv_backward"});
+[[maybe_unused]] const bool plans_registered = register_planned_ops(
+    {"conv", "conv_activated", "conv_dgrad", "conv_wgrad", "conv_bias_grad", "conv_backward"});
 
 }  // namespace
 

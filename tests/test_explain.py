@@ -170,16 +170,14 @@ def test_convolution_takes_the_path_of_its_plan(
     for target, lanes in (("avx512", 16), ("avx2", 8), ("baseline", 4)):
         plans = weft.explain(layer, x.requires_grad_(), backward=True, target=target)
         paths = {p.kernel: p.path for p in plans}
-        if groups == channels == outputs and not last:  # all gradients in one walk
-            assert paths == {"conv_fprop": "rows", "conv_backward": "rows"}
+        if groups == channels == outputs:  # all gradients in one walk
+            path = "pixels" if last else "rows"
+            assert paths == {"conv_fprop": path, "conv_backward": path}
             assert [p.flops for p in plans] == [2 * 2 * 6 * 4 * 5 * 9, 2 * 2 * 2 * 6 * 4 * 5 * 9]
             continue
-        if groups == channels == outputs:
-            gather = wgrad = dgrad = "pixels"
-        else:
-            gather = "product" if last or outputs >= lanes else "planes"
-            dgrad = "product" if last or channels >= lanes else "planes"
-            wgrad = "product" if last or max(channels, outputs) >= lanes else "planes"
+        gather = "product" if last or outputs >= lanes else "planes"
+        dgrad = "product" if last or channels >= lanes else "planes"
+        wgrad = "product" if last or max(channels, outputs) >= lanes else "planes"
         steps = [paths[f"conv_{step}"] for step in ("fprop", "dgrad", "wgrad")]
         assert steps == [gather, dgrad, wgrad]
         for plan in plans:

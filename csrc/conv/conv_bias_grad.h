@@ -6,6 +6,18 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
+// The sum of a run of at most 64 vectors, in short chains of additions.
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> sum_of_run(const T* from, int64_t count) {
+  Vec<accumulate_t<T>> sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes<T> <= count; i += 4 * kLanes<T>)
+    for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
+  for (; i + kLanes<T> <= count; i += kLanes<T>) sum[0] += load_vec(from + i);
+  if (i < count) sum[1] += load_part(from + i, static_cast<int>(count - i));
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 template <class T>
 void bias_grad_planes(const ConvProblem& p, const T* gy, T* gb, const Context& context) {
   using Acc = accumulate_t<T>;
@@ -19,16 +31,8 @@ void bias_grad_planes(const ConvProblem& p, const T* gy, T* gb, const Context& c
         const T* const from = gy + (n * channels + k) * positions;
         // Sums of runs, of an image, of all: short chains of additions.
         Vec<Acc> image = {};
-        for (int64_t run = 0; run < positions; run += kRun) {
-          const int64_t end = least(run + kRun, positions);
-          Vec<Acc> sum[4] = {};
-          int64_t i = run;
-          for (; i + 4 * kLanes<T> <= end; i += 4 * kLanes<T>)
-            for (int v = 0; v < 4; ++v) sum[v] += load_vec(from + i + v * kLanes<T>);
-          for (; i + kLanes<T> <= end; i += kLanes<T>) sum[0] += load_vec(from + i);
-          if (i < end) sum[1] += load_part(from + i, static_cast<int>(end - i));
-          image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        }
+        for (int64_t run = 0; run < positions; run += kRun)
+          image += sum_of_run(from + run, least(kRun, positions - run));
         total += image;
       }
       gb[k] = narrow<T>(sum_of_lanes<Acc>(total));

@@ -61,7 +61,7 @@ void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Cont
 
 }  // namespace
 
-const ConvKernels conv_kernels = {
-    launch_fprop, launch_dgrad, launch_wgrad, launch_bias_grad, nullptr, conv_depthwise_backward};
+const ConvKernels conv_kernels = {launch_fprop,     launch_dgrad, launch_wgrad,
+                                  launch_bias_grad, nullptr,      conv_depthwise_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -11,6 +11,7 @@
 
 #include "conv/conv_activation.h"
 #include "conv/conv_depthwise_channels.h"
+#include "core/row_writer.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -147,58 +148,105 @@ class NextRow {
   int64_t step_;
 };
 
+// Rows of destination pixels, one after another.
+template <class T>
+class PixelGather {
+ public:
+  using Acc = accumulate_t<T>;
+
+  // `weights`: [place, lane], then the bias.
+  PixelGather(const ConvProblem& p, const Gather& g, const Acc* weights)
+      : p_(p),
+        g_(g),
+        weights_(weights),
+        row_lanes_(round_up(p.groups, kLanes<T>)),
+        phases_(g.transposed ? least(p.window[2].stride, g.dst[2]) : 1),
+        taps_(p.window_elements()),
+        chunks_(p.window[2].size),
+        writer_(nullptr, g.dst[2] * p.groups,
+                conv_streams(p.n * p.groups * g.dst_positions() * size_of(p.dtype))) {}
+
+  // Goes on at row `task` of all images.
+  void begin(T* dst, int64_t task) { writer_.restart(dst + task * g_.dst[2] * p_.groups); }
+
+  // The next row, which is row `task` of all images.
+  void row(const T* src, int64_t task) {
+    const int64_t channels = p_.groups, places = p_.window_elements();
+    const int64_t h = task % g_.dst[1];
+    const int64_t d = task / g_.dst[1] % g_.dst[0];
+    const T* const image = src + task / g_.dst[1] / g_.dst[0] * g_.src_positions() * channels;
+    T* const to = writer_.row();
+    NextRow<T> next(
+        p_, g_, image, d, h,
+        ceil_div(row_lanes_, kTileVectors * kLanes<T>) * ceil_div(g_.dst[2], kTilePixels));
+    for (int64_t i = 0; i < phases_; ++i) {
+      const ColumnPhase phase = column_phase(g_, p_.window[2], i);
+      const int64_t chunk_count = list_column_chunks(g_, p_.window[2], phase, chunks_.data());
+      taps_.list(p_, g_, d, h, chunks_.data(), chunk_count, row_lanes_);
+      ChannelTile<T> tile{};
+      tile.source_step = phase.source_step * channels;
+      tile.column_step = phase.source_step;
+      tile.columns = g_.src[2];
+      tile.dst_step = phase.step * channels;
+      for_each_vectors<T, kTileVectors>(channels, [&](auto vectors, auto whole, int64_t first) {
+        tile.weights = weights_ + first;
+        tile.bias = tile.weights + places * row_lanes_;
+        tile.lanes = channels - first;
+        in_steps<kTilePixels>(phase.count, [&](auto pixels, int64_t q) {
+          next.ask();
+          tile.column = q * phase.source_step;
+          tile.source = image + q * tile.source_step + first;
+          tile.dst = to + (phase.first + q * phase.step) * channels + first;
+          channel_tile<T, decltype(pixels)::value, decltype(vectors)::value,
+                       decltype(whole)::value == 1>(taps_.begin(), taps_.end(), tile);
+        });
+      });
+    }
+    activate_row(p_, to, g_.dst[2] * channels);
+    writer_.advance(g_.dst[2] * channels);
+  }
+
+ private:
+  const ConvProblem& p_;
+  const Gather& g_;
+  const Acc* weights_;
+  int64_t row_lanes_, phases_;
+  ChannelTaps taps_;
+  Scratch<ColumnChunk> chunks_;
+  RowWriter<T> writer_;
+};
+
+// [place, lane], then the bias.
+template <class T>
+class PixelWeights {
+ public:
+  using Acc = accumulate_t<T>;
+
+  PixelWeights(const ConvProblem& p, const T* weights, const T* bias)
+      : data_((p.window_elements() + 1) * round_up(p.groups, kLanes<T>)) {
+    const int64_t row_lanes = round_up(p.groups, kLanes<T>), places = p.window_elements();
+    for (int64_t place = 0; place <= places; ++place)
+      for (int64_t c = 0; c < row_lanes; ++c) {
+        Acc value = 0;
+        if (c < p.groups && place < places) value = widen(weights[c * places + place]);
+        if (c < p.groups && place == places && bias != nullptr) value = widen(bias[c]);
+        data_[place * row_lanes + c] = value;
+      }
+  }
+  const Acc* data() const { return data_.data(); }
+
+ private:
+  Scratch<Acc> data_;
+};
+
 template <class T>
 void depthwise_gather(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                       const T* bias, T* dst, const Context& context) {
-  using Acc = accumulate_t<T>;
-  const int64_t channels = p.groups;
-  const int64_t row_lanes = round_up(channels, kLanes<T>);
-  const int64_t places = p.window_elements();
-  Scratch<Acc> packed((places + 1) * row_lanes);  // [place, channel], then the bias
-  for (int64_t place = 0; place <= places; ++place)
-    for (int64_t c = 0; c < row_lanes; ++c) {
-      Acc value = 0;
-      if (c < channels && place < places) value = widen(weights[c * places + place]);
-      if (c < channels && place == places && bias != nullptr) value = widen(bias[c]);
-      packed[place * row_lanes + c] = value;
-    }
-  const int64_t phases = g.transposed ? least(p.window[2].stride, g.dst[2]) : 1;
-
+  const PixelWeights<T> packed(p, weights, bias);
   parallel_for(context, p.n * g.dst[0] * g.dst[1], 1, [&](int64_t begin, int64_t end) {
-    ChannelTaps taps(places);
-    Scratch<ColumnChunk> chunks(p.window[2].size);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t h = task % g.dst[1];
-      const int64_t d = task / g.dst[1] % g.dst[0];
-      const T* const image = src + task / g.dst[1] / g.dst[0] * g.src_positions() * channels;
-      NextRow<T> next(
-          p, g, image, d, h,
-          ceil_div(row_lanes, kTileVectors * kLanes<T>) * ceil_div(g.dst[2], kTilePixels));
-      for (int64_t i = 0; i < phases; ++i) {
-        const ColumnPhase phase = column_phase(g, p.window[2], i);
-        const int64_t chunk_count = list_column_chunks(g, p.window[2], phase, chunks.data());
-        taps.list(p, g, d, h, chunks.data(), chunk_count, row_lanes);
-        ChannelTile<T> tile{};
-        tile.source_step = phase.source_step * channels;
-        tile.column_step = phase.source_step;
-        tile.columns = g.src[2];
-        tile.dst_step = phase.step * channels;
-        for_each_vectors<T, kTileVectors>(channels, [&](auto vectors, auto whole, int64_t first) {
-          tile.weights = packed.data() + first;
-          tile.bias = tile.weights + places * row_lanes;
-          tile.lanes = channels - first;
-          in_steps<kTilePixels>(phase.count, [&](auto pixels, int64_t q) {
-            next.ask();
-            tile.column = q * phase.source_step;
-            tile.source = image + q * tile.source_step + first;
-            tile.dst = dst + (task * g.dst[2] + phase.first + q * phase.step) * channels + first;
-            channel_tile<T, decltype(pixels)::value, decltype(vectors)::value,
-                         decltype(whole)::value == 1>(taps.begin(), taps.end(), tile);
-          });
-        });
-      }
-      activate_row(p, dst + task * g.dst[2] * channels, g.dst[2] * channels);
-    }
+    PixelGather<T> gather(p, g, packed.data());
+    gather.begin(dst, begin);
+    for (int64_t task = begin; task < end; ++task) gather.row(src, task);
   });
 }
 

@@ -1,7 +1,6 @@
 // Depthwise convolution; see conv/conv_rows.h and, channels-last, conv/conv_depthwise.h.
 #include "conv/conv_cpu.h"
-#include "conv/conv_depthwise.h"
-#include "conv/conv_depthwise_wgrad.h"
+#include "conv/conv_depthwise_backward.h"
 #include "conv/conv_rows_backward.h"
 
 namespace weft::WEFT_TARGET {
@@ -26,11 +25,11 @@ void conv_depthwise_wgrad(const ConvProblem& p, const void* x, const void* gy, v
   });
 }
 
-void conv_depthwise_backward(const ConvProblem& p, const ConvGradients& t,
-                             const Context& context) {
+void conv_depthwise_backward(const ConvProblem& p, const ConvGradients& t, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    backward_rows<T>(p, t, context);
+    const auto run = p.channels_last ? backward_pixels<T> : backward_rows<T>;
+    run(p, t, context);
   });
 }
 

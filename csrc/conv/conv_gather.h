@@ -31,6 +31,10 @@ WEFT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 WEFT_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 WEFT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Outputs so large do not fit into the cache beside what is read for them, and are streamed past
+// it.
+inline bool conv_streams(int64_t bytes) { return bytes >= int64_t{8} << 20; }
+
 // The source position that destination position `at` reads at window place `place`, or -1.
 WEFT_INLINE int64_t source_of(const Window& window, int64_t at, int64_t place, int64_t extent,
                               bool transposed) {

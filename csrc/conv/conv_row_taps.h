@@ -167,30 +167,35 @@ class RowBand {
   // The same, while part by part the channel `next` is asked for.
   void load(const ConvProblem& p, const Gather& g, const T* channel, int64_t at, const T* next) {
     const Range rows = planes_.source_rows;
+    const int64_t step = ceil_div(lines(g), most(rows.end - rows.begin, 1));
     fill_planes(p, g, planes_, channel, data_.data() + at * planes_.channel(),
                 // Inlined: the compiler drops calls of a function that does nothing but prefetch.
-                [&](int64_t row) __attribute__((always_inline)) {
-                  ask(g, next, row - rows.begin, rows.end - rows.begin);
-                });
+                [&](int64_t row)
+                    __attribute__((always_inline)) { ask(g, next, row - rows.begin, step); });
   }
   const Planes& planes() const { return planes_; }
   const Acc* data(int64_t at) const { return data_.data() + at * planes_.channel(); }
 
-  // Asks for part `part` of `parts` of the band of a channel.
-  WEFT_INLINE void ask(const Gather& g, const T* channel, int64_t part, int64_t parts) const {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    const int64_t rows = planes_.source_rows.end - planes_.source_rows.begin;
-    const int64_t lines = rows * g.src[2] / kLine + 1;
-    const int64_t step = ceil_div(lines, parts);
+  // Where the band begins in a channel, in its first slice.
+  int64_t begin(const Gather& g) const {
+    return (planes_.slices.begin * g.src[1] + planes_.source_rows.begin) * g.src[2];
+  }
+  // Asks for part `part` of the band of a channel, in parts of `step` lines.
+  WEFT_INLINE void ask(const Gather& g, const T* channel, int64_t part, int64_t step) const {
+    const int64_t end = least(part * step + step, lines(g));
     for (int64_t slice = planes_.slices.begin; slice < planes_.slices.end; ++slice) {
       const T* const from = channel + (slice * g.src[1] + planes_.source_rows.begin) * g.src[2];
-      for (int64_t i = part * step; i < least(part * step + step, lines); ++i)
-        __builtin_prefetch(from + i * kLine, 0, 2);
+      for (int64_t i = part * step; i < end; ++i) __builtin_prefetch(from + i * kLine, 0, 2);
     }
+  }
+  // Of one slice.
+  WEFT_INLINE int64_t lines(const Gather& g) const {
+    return (planes_.source_rows.end - planes_.source_rows.begin) * g.src[2] / kLine + 1;
   }
 
  private:
   static constexpr int64_t kMostPlanes = 8;
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
 
   Planes planes_{};
   int64_t held_ = 1;

@@ -1,10 +1,11 @@
 // All gradients of depthwise convolution of contiguous tensors on CPU in one walk.
 //
-// A task is a band of rows of one channel of a chunk of images. Its part of the gradient is read
+// A task is a band of rows of one channel of a chunk of images; neighbouring channels go along
+// together, so that memory is met in its order. A task's part of the gradient is read
 // once for gx (conv_rows.h), gw (conv_rows_wgrad.h) and gb, while it lies in the cache, and so is
 // its part of the input. An activation is undone first, in a plane of scratch. Sums of tasks are
-// added in a fixed order. Bound: bytes where windows are small; one by one, the three gradients read
-// what they share from memory again.
+// added in a fixed order. Bound: bytes where windows are small; one by one, the three gradients
+// read what they share from memory again.
 #pragma once
 
 #include "conv/conv_rows.h"
@@ -44,32 +45,33 @@ class BackwardParts {
   int64_t slices_, bands_;
 };
 
-// One channel of some images of gy with the activation undone, as far as a part reads it.
+// Some channels of some images of gy with the activation undone, as far as a part reads them:
+// [image, channel, position].
 template <class T>
 class SumGradient {
  public:
-  SumGradient(const ConvProblem& p, int64_t images)
-      : p_(p), data_(images * p.out_positions()) {}
+  explicit SumGradient(const ConvProblem& p) : p_(p) {}
 
-  const T* undo(const BackwardPart& part, const T* gy, const T* y, int64_t images) {
-    Range slices = part.gy_slices, rows = part.gy_rows;
-    if (part.gx_slices.begin < part.gx_slices.end && part.gx_rows.begin < part.gx_rows.end) {
-      slices = joined(slices, read_by(0, part.gx_slices));
-      rows = joined(rows, read_by(1, part.gx_rows));
-    }
-    const int64_t image = p_.groups * p_.out_positions();
-    const int64_t count = (rows.end - rows.begin) * p_.out[2];
-    for (int64_t i = 0; i < images; ++i)
+  const T* undo(const BackwardPart& part, const T* gy, const T* y, int64_t images,
+                int64_t channels) {
+    const Range slices = joined(part.gy_slices, read_by(0, part.gx_slices));
+    const Range rows = joined(part.gy_rows, read_by(1, part.gx_rows));
+    const int64_t plane = p_.out_positions();
+    if (images * channels > held_) data_.resize((held_ = images * channels) * plane);
+    for (int64_t i = 0; i < images * channels; ++i) {
+      const int64_t from = (i / channels * p_.groups + i % channels) * plane;
       for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
         const int64_t at = (slice * p_.out[1] + rows.begin) * p_.out[2];
-        activation_grad_row(p_, gy + i * image + at, y + i * image + at,
-                            data_.data() + i * p_.out_positions() + at, count);
+        activation_grad_row(p_, gy + from + at, y + from + at, data_.data() + i * plane + at,
+                            (rows.end - rows.begin) * p_.out[2]);
       }
+    }
     return data_.data();
   }
 
  private:
   Range read_by(int axis, Range gx) const {
+    if (gx.begin == gx.end) return {0, 0};
     return sources_of(p_.window[axis], gx.begin, gx.end, p_.out[axis], true);
   }
   static Range joined(Range a, Range b) {
@@ -79,6 +81,7 @@ class SumGradient {
   }
 
   const ConvProblem& p_;
+  int64_t held_ = 0;
   Scratch<T> data_;
 };
 
@@ -93,9 +96,10 @@ class RowBackward {
       : p_(p),
         g_(dgrad_gather(p)),
         t_(t),
+        sums_(p.window_elements() + 1),
         gather_(p, g_, weights, nullptr),
         wgrad_(p),
-        undone_(activated, t.y != nullptr ? kMostImages : 0) {}
+        undone_(activated) {}
 
   void reset(const BackwardPart& part) {
     part_ = part;
@@ -106,49 +110,65 @@ class RowBackward {
       wgrad_.reset(part.gy_slices.begin, part.gy_rows.begin, part.gy_rows.end - part.gy_rows.begin);
   }
 
-  // Of one channel of images [first, last); `after` is the plane that follows. The sums of gw, and
-  // then of gb, go to `sums`.
-  void run(int64_t channel, int64_t first, int64_t last, int64_t after, Acc* sums) {
-    wgrad_.clear();
-    const int64_t held = adds_ ? least(wgrad_.held(), kMostImages) : 1;
-    for (int64_t n = first; n < last; n += held) {
-      const int64_t images = least(held, last - n), plane = n * p_.groups + channel;
-      const int64_t next = n + images < last ? plane + images * p_.groups : after;
-      step(channel, plane, images, next);
-    }
-    wgrad_.store(sums);
+  // Of `channels` of `images`, in the order of memory. The sums of gw, and then of gb, of each
+  // channel go to `sums`.
+  void run(Range channels, Range images, Acc* sums) {
+    const int64_t totals = (channels.end - channels.begin) * sums_;
+    if (totals > held_) totals_.resize((held_ = totals) * kLanes<T>);
+    fill(totals_.data(), totals * kLanes<T>, Acc{0});
+    const int64_t held = adds_ ? wgrad_.held() : 1;
+    const int64_t planes = gathers_ ? gather_.held() : 1;
+    for (int64_t n = images.begin; n < images.end; n += held)
+      for (int64_t channel = channels.begin; channel < channels.end; channel += planes)
+        step(n, least(held, images.end - n), {channel, least(channel + planes, channels.end)},
+             channels, totals_.data() + (channel - channels.begin) * sums_ * kLanes<T>);
+    fold_lanes<T>(totals_.data(), totals, sums);
   }
 
  private:
-  static constexpr int64_t kMostImages = 8;
-
-  void step(int64_t channel, int64_t plane, int64_t images, int64_t next) {
+  // `channels` of `images` images from n on.
+  void step(int64_t n, int64_t images, Range channels, Range all, Acc* totals) {
     const int64_t in = p_.in_positions(), out = p_.out_positions();
-    const T* const x = static_cast<const T*>(t_.x) + plane * in;
-    const T* const grads = static_cast<const T*>(t_.gy);
-    ImagePlanes<T> gy = {grads + plane * out, p_.groups * out, 0};
+    const int64_t plane = n * p_.groups + channels.begin, count = channels.end - channels.begin;
+    const T* grads = static_cast<const T*>(t_.gy) + plane * out;
+    int64_t step = p_.groups, ahead = all.end - channels.begin;  // of gy, in planes
     if (t_.y != nullptr) {
-      gy.data = undone_.undo(part_, gy.data, static_cast<const T*>(t_.y) + plane * out, images);
-      gy.step = out;
+      grads = undone_.undo(part_, grads, static_cast<const T*>(t_.y) + plane * out, images, count);
+      step = ahead = count;
     }
     if (gathers_)
-      gather_.run(gy.data, gy.step, static_cast<T*>(t_.gx) + plane * in, p_.groups * in, images,
-                  channel, grads + next * out);
-    if (adds_) {
-      wgrad_.add({x, p_.groups * in, (next - plane) * in}, gy, images);
-      if (t_.gb != nullptr) wgrad_.add_bias(images);
+      for (int64_t i = 0; i < images; ++i)
+        gather_.run(grads + i * step * out, static_cast<T*>(t_.gx) + (plane + i * p_.groups) * in,
+                    count, channels.begin, ahead);
+    if (!adds_) return;
+    const T* const x = static_cast<const T*>(t_.x) + plane * in;
+    for (int64_t i = 0; i < count; ++i, totals += sums_ * kLanes<T>) {
+      const int64_t next = channels.begin + i + 1 < all.end ? in : 0;
+      const ImagePlanes<T> gy = {grads + i * out, step * out, 0};
+      wgrad_.add({x + i * in, p_.groups * in, next}, gy, images, totals);
+      if (t_.gb != nullptr) wgrad_.add_bias(gy, images, totals + (sums_ - 1) * kLanes<T>);
     }
   }
 
   const ConvProblem& p_;
   const Gather g_;
   const ConvGradients& t_;
+  int64_t sums_;  // of a channel
   RowGather<T> gather_;
   RowWgrad<T> wgrad_;
   SumGradient<T> undone_;
   BackwardPart part_{};
   bool gathers_ = false, adds_ = false;
+  int64_t held_ = 0;
+  Scratch<Acc> totals_;  // [channel, place, lane]
 };
+
+// How many channels go along together, so that planes are met in the order of memory: as many as
+// have their totals in the cache.
+inline int64_t channels_together(int64_t sums, int64_t lanes) {
+  constexpr int64_t kElements = 32 * 1024;
+  return most(1, kElements / (sums * lanes));
+}
 
 template <class T>
 void backward_rows(const ConvProblem& activated, const ConvGradients& t, const Context& context) {
@@ -157,22 +177,25 @@ void backward_rows(const ConvProblem& activated, const ConvGradients& t, const C
   p.activation = Activation::none;
   const int64_t sums = p.window_elements() + 1;  // of a task: gw, then gb
   const int64_t chunks = image_chunks(p.n, p.groups);
+  const int64_t together = channels_together(sums, kLanes<T>);
   const BackwardParts parts(p);
   const Widened<T> wide(static_cast<const T*>(t.w), p.weight_elements(), context);
   Scratch<Acc> partial(parts.count() * chunks * p.groups * sums);
-  // Tasks of one part follow one another: they share taps, and padding that stays zero.
+  // A task is a channel; those of one part follow one another, share taps, and padding that stays
+  // zero.
   parallel_for(context, parts.count() * chunks * p.groups, 1, [&](int64_t begin, int64_t end) {
     RowBackward<T> backward(p, activated, t, wide.data());
     int64_t part = -1;
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task = begin; task < end;) {
       const int64_t channel = task % p.groups, chunk = task / p.groups % chunks;
       if (task / p.groups / chunks != part) {
         part = task / p.groups / chunks;
         backward.reset(parts.part(part));
       }
-      const int64_t first = p.n * chunk / chunks, last = p.n * (chunk + 1) / chunks;
-      const int64_t next = task + 1 < end && channel + 1 < p.groups ? channel + 1 : channel;
-      backward.run(channel, first, last, first * p.groups + next, partial.data() + task * sums);
+      const int64_t count = least(together, least(p.groups - channel, end - task));
+      backward.run({channel, channel + count}, {p.n * chunk / chunks, p.n * (chunk + 1) / chunks},
+                   partial.data() + task * sums);
+      task += count;
     }
   });
   for (int64_t channel = 0; channel < p.groups; ++channel)

@@ -10,7 +10,8 @@
 // there.
 #pragma once
 
-#include "conv/conv_row_taps.h"
+#include "conv/conv_bias_grad.h"
+#include "conv/conv_row_stream_wgrad.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -26,23 +27,6 @@ template <int places>
 inline constexpr int kWgradColumns = places >= 4   ? kWgradSums / places
                                      : places == 1 ? 4
                                                    : 3;
-
-// The last vector of a row, which has `left` columns; all others are zero.
-template <class Acc>
-WEFT_INLINE Vec<Acc> first_lanes(Vec<Acc> value, int64_t left) {
-  using Mask = typename LaneMask<Acc>::type;
-  typename vector_of<Mask>::type lane;
-  for (int i = 0; i < kVectorBytes / static_cast<int>(sizeof(Acc)); ++i) lane[i] = i;
-  return lane < static_cast<Mask>(left) ? value : Vec<Acc>{};
-}
-
-// Planes of some images in scratch, `step` apart, with rows `pitch` apart.
-template <class Acc>
-struct HeldPlanes {
-  const Acc* data;
-  int64_t step;
-  int64_t pitch;
-};
 
 // totals[place] += x · gy over `images` × `rows` × `columns`, for kPlaces places of kColumns taps.
 // What x holds past the columns meets zeros of gy, but may be infinite.
@@ -102,16 +86,7 @@ class RowWgrad {
   using Acc = accumulate_t<T>;
 
   explicit RowWgrad(const ConvProblem& p)
-      : p_(p),
-        g_(fprop_gather(p)),
-        taps_(p),
-        pitch_(round_up(p.out[2], kLane)),
-        totals_(p.window_elements() * kLane) {}
-
-  void clear() {
-    fill(totals_.data(), p_.window_elements() * kLane, Acc{0});
-    bias_ = Vec<Acc>{};
-  }
+      : p_(p), g_(fprop_gather(p)), taps_(p), pitch_(round_up(p.out[2], kLane)) {}
 
   // The band: rows [first, first + rows) of slice `d` of the gradient.
   void reset(int64_t d, int64_t first, int64_t rows) {
@@ -120,65 +95,65 @@ class RowWgrad {
     first_ = first;
     rows_ = rows;
     source_.reset(p_, g_, d, first, first + rows, 2 * kLane);
-    gradient_.resize(source_.held() * rows * pitch_);
     taps_.clear();
     runs_ = taps_.list(p_, g_, source_.planes(), d,
                        axis_phase(p_.window[1], first, first + rows, 0, false),
                        axis_phase(p_.window[2], 0, p_.out[2], 0, false));
+    streams_ = true;
+    for (const TapRun* run = runs_.begin; run != runs_.end; ++run)
+      streams_ = streams_ && run->places <= kWgradStreamPlaces;
+    if (!streams_) gradient_.resize(source_.held() * rows * pitch_);
   }
 
   // How many images are added at a time.
   int64_t held() const { return source_.held(); }
 
-  // Adds one channel of `images` images.
-  void add(ImagePlanes<T> x, ImagePlanes<T> gy, int64_t images) {
-    const int64_t band = (slice_ * p_.out[1] + first_) * p_.out[2];
-    for (int64_t i = 0; i < images; ++i, x.data += x.step, gy.data += gy.step) {
+  // Adds one channel of `images` images to its totals [place, lane].
+  void add(ImagePlanes<T> x, ImagePlanes<T> gy, int64_t images, Acc* totals) {
+    for (int64_t i = 0; i < images; ++i, x.data += x.step)
       source_.load(p_, g_, x.data, i, x.data + x.ahead);
-      const T* from = gy.data + band;
-      Acc* to = gradient_.data() + i * rows_ * pitch_;
-      for (int64_t row = 0; row < rows_; ++row, from += p_.out[2], to += pitch_) {
-        for (int64_t at = 0; at < p_.out[2]; at += 64 / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(from + gy.ahead + at, 0, 2);
-        copy_row_whole(to, from, p_.out[2]);
-      }
-    }
+    gy.data += (slice_ * p_.out[1] + first_) * p_.out[2];
+    if (gy.ahead != 0)
+      for (int64_t i = 0; i < images; ++i) ask(gy.data + i * gy.step + gy.ahead);
+    if (!streams_) copy_gradient(gy, images);
     for (const TapRun* run = runs_.begin; run != runs_.end; ++run)
-      with_count<kWindowRows>(run->places,
-                              [&](auto n) { add_run<decltype(n)::value>(*run, images); });
+      with_count<kWindowRows>(
+          run->places, [&](auto n) { add_run<decltype(n)::value>(*run, gy, images, totals); });
   }
 
-  // Adds to the bias's gradient what `add` has just taken.
-  void add_bias(int64_t images) {
-    constexpr int64_t kChain = 16, kChains = 4;
-    const int64_t vectors = images * rows_ * pitch_ / kLane;
-    Vec<Acc> total = {};
-    for (int64_t run = 0; run < vectors; run += kChain * kChains) {
-      Vec<Acc> sum[kChains] = {};
-      const int64_t end = least(run + kChain * kChains, vectors);
-      int64_t i = run;
-      for (; i + kChains <= end; i += kChains)
-        for (int64_t j = 0; j < kChains; ++j) sum[j] += load_vec(gradient_.data() + (i + j) * kLane);
-      for (; i < end; ++i) sum[0] += load_vec(gradient_.data() + i * kLane);
-      total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  // The same for the bias's gradient [lane].
+  void add_bias(ImagePlanes<T> gy, int64_t images, Acc* total) {
+    constexpr int64_t kRun = 16 * 4 * kLane;
+    gy.data += (slice_ * p_.out[1] + first_) * p_.out[2];
+    const int64_t count = rows_ * p_.out[2];
+    for (int64_t n = 0; n < images; ++n, gy.data += gy.step) {
+      Vec<Acc> image = {};
+      for (int64_t run = 0; run < count; run += kRun)
+        image += sum_of_run(gy.data + run, least(kRun, count - run));
+      store_vec(total, load_vec(total) + image);
     }
-    bias_ += total;
-  }
-
-  // gw, and then gb.
-  void store(Acc* sums) const {
-    for (int64_t place = 0; place < p_.window_elements(); ++place)
-      sums[place] = sum_of_lanes<Acc>(load_vec(totals_.data() + place * kLane));
-    sums[p_.window_elements()] = sum_of_lanes<Acc>(bias_);
   }
 
  private:
   static constexpr int64_t kLane = kLanes<T>;
 
+  // Asks for the band of a plane of the gradient.
+  void ask(const T* gy) const {
+    for (int64_t at = 0; at < rows_ * p_.out[2]; at += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(gy + at, 0, 2);
+  }
+
+  // The gradient's rows, widened, with zeros past their ends.
+  void copy_gradient(const ImagePlanes<T>& gy, int64_t images) {
+    Acc* to = gradient_.data();
+    for (int64_t i = 0; i < images; ++i)
+      for (int64_t row = 0; row < rows_; ++row, to += pitch_)
+        copy_row_whole(to, gy.data + i * gy.step + row * p_.out[2], p_.out[2]);
+  }
+
   template <int kPlaces>
-  void add_run(const TapRun& run, int64_t images) {
+  void add_run(const TapRun& run, const ImagePlanes<T>& gy, int64_t images, Acc* totals) {
     const HeldPlanes<Acc> x = {source_.data(0), source_.planes().channel(), source_.planes().pitch};
-    const HeldPlanes<Acc> gy = {gradient_.data(), rows_ * pitch_, pitch_};
     const ColumnTap* const end = run.taps + run.count;
     for (const ColumnTap* first = run.taps; first != end;) {
       const ColumnTap* last = first;  // taps of the same rows
@@ -188,8 +163,14 @@ class RowWgrad {
       const Range rows = {most(0, first->rows.begin), least(rows_, first->rows.end)};
       if (rows.begin < rows.end)
         in_steps<kWgradColumns<kPlaces>>(last - first, [&](auto columns, int64_t at) {
-          row_wgrad_tile<Acc, kPlaces, decltype(columns)::value>(first + at, images, rows,
-                                                                 p_.out[2], x, gy, totals_.data());
+          constexpr int kColumns = decltype(columns)::value;
+          if constexpr (kPlaces <= kWgradStreamPlaces)
+            if (streams_)
+              return stream_wgrad<T, kPlaces, kColumns>(first + at, images, rows, p_.out[2], x,
+                                                        {gy.data, gy.step, p_.out[2]}, totals);
+          row_wgrad_tile<Acc, kPlaces, kColumns>(first + at, images, rows, p_.out[2], x,
+                                                 {gradient_.data(), rows_ * pitch_, pitch_},
+                                                 totals);
         });
       first = last;
     }
@@ -202,10 +183,16 @@ class RowWgrad {
   RowTaps::Runs runs_{};
   int64_t slice_ = -1, first_ = 0, rows_ = 0;
   int64_t pitch_;
+  bool streams_ = false;   // gy is read where it lies
   Scratch<Acc> gradient_;  // [image, row, pitch], with zeros past the ends of rows
-  Scratch<Acc> totals_;    // [place, lane]
-  Vec<Acc> bias_{};
 };
+
+// Totals [count, lane] as sums [count].
+template <class T>
+void fold_lanes(const accumulate_t<T>* totals, int64_t count, accumulate_t<T>* sums) {
+  for (int64_t i = 0; i < count; ++i)
+    sums[i] = sum_of_lanes<accumulate_t<T>>(load_vec(totals + i * kLanes<T>));
+}
 
 template <class T>
 void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Context& context) {
@@ -213,14 +200,14 @@ void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Cont
   const int64_t places = p.window_elements();
   const int64_t band = band_rows(p, fprop_gather(p), kBandElements);
   const int64_t chunks = image_chunks(p.n, p.groups);
-  const int64_t sums = places + 1;  // of a task
-  Scratch<Acc> partial(chunks * p.groups * sums);
+  Scratch<Acc> partial(chunks * p.groups * places);
   parallel_for(context, chunks * p.groups, 1, [&](int64_t begin, int64_t end) {
     RowWgrad<T> wgrad(p);
+    Scratch<Acc> totals(places * kLanes<T>);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t channel = task % p.groups, chunk = task / p.groups;
       const int64_t first = p.n * chunk / chunks, last = p.n * (chunk + 1) / chunks;
-      wgrad.clear();
+      fill(totals.data(), places * kLanes<T>, Acc{0});
       for (int64_t d = 0; d < p.out[0]; ++d)
         for (int64_t row = 0; row < p.out[1]; row += band) {
           wgrad.reset(d, row, least(band, p.out[1] - row));
@@ -236,19 +223,17 @@ void wgrad_rows(const ConvProblem& p, const T* x, const T* gy, T* gw, const Cont
                        ahead * p.in_positions()},
                       {gy + plane * p.out_positions(), p.groups * p.out_positions(),
                        ahead * p.out_positions()},
-                      images);
+                      images, totals.data());
           }
         }
-      wgrad.store(partial.data() + task * sums);
+      fold_lanes<T>(totals.data(), places, partial.data() + task * places);
     }
   });
-  for (int64_t channel = 0; channel < p.groups; ++channel)
-    for (int64_t place = 0; place < places; ++place) {
-      Acc sum = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk)
-        sum += partial[(chunk * p.groups + channel) * sums + place];
-      gw[channel * places + place] = narrow<T>(sum);
-    }
+  for (int64_t i = 0; i < p.groups * places; ++i) {
+    Acc sum = partial[i];
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) sum += partial[chunk * p.groups * places + i];
+    gw[i] = narrow<T>(sum);
+  }
 }
 
 }  // namespace

@@ -248,6 +248,7 @@ def test_threads_of_a_layer_grow_with_its_step() -> None:
 
     assert plan(1, 64).threads == 1
     assert plan(32, 512).threads == 32 * 4 * 512 * 512 >> 18
+    assert plan(64, 32, 100).threads == 64 // 6  # short steps, small weights: threads share rows
     assert plan(1, 512).bound == "memory"  # one row: the weights are read again in each step
     assert plan(64, 512).bound == "arithmetic"
     assert plan(8, 64, 20).flops == 2 * plan(8, 64, 10).flops

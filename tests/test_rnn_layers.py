@@ -126,7 +126,7 @@ def test_matches_native(
 def test_every_cpu_target(cell: str, target: str) -> None:
     """Sizes around vectors, panels, tiles and blocks."""
     with weft.testing.cpu_target(target):
-        for size in [(2, 13, 3, 65), (3, 5, 150, 16), (2, 50, 4, 3), (2, 2, 5, 130)]:
+        for size in [(2, 13, 3, 65), (3, 5, 150, 16), (2, 50, 4, 3), (3, 25, 5, 130)]:
             for dtype in (torch.float32, torch.bfloat16):
                 check_against_native(flat(cell), reference(cell), *problem(cell, size, dtype))
 
@@ -317,9 +317,7 @@ def run_with(module: torch.nn.Module, count: int, *arguments: Any) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_module_db(torch_class: type, dtype: torch.dtype, device: torch.device) -> None:
     info = module_info(torch_class)
-    for index, sample in enumerate(
-        info.module_inputs_func(info, device, dtype, requires_grad=True, training=True)
-    ):
+    for sample in info.module_inputs_func(info, device, dtype, requires_grad=True, training=True):
         made, call = sample.constructor_input, sample.forward_input
         module, native = both_layers(
             torch_class(*made.args, **made.kwargs, device=device, dtype=dtype)
@@ -331,7 +329,7 @@ def test_module_db(torch_class: type, dtype: torch.dtype, device: torch.device) 
                 torch.manual_seed(7)  # the masks of dropout
                 return run_with(like, n, *arguments)
 
-        if index % 8 or dtype == torch.float64:  # every draw of PyTorch's error costs its time
+        if dtype == torch.float64:  # PyTorch's own is exact only by another algorithm
             given = (*parameters, *call.args)
             torch.testing.assert_close(run(*given, like=module), run(*given, like=native))
             continue

@@ -44,7 +44,7 @@ def test_every_dtype(cell: str, dtype: torch.dtype, device: torch.device) -> Non
 @pytest.mark.parametrize("target", _C.available_cpu_targets())
 def test_every_cpu_target(cell: str, target: str) -> None:
     with weft.testing.cpu_target(target):
-        for size in [(2, 13, 3, 65), (2, 4, 5, 130)]:
+        for size in [(2, 13, 3, 65), (3, 25, 5, 130)]:
             options = masks(cell, "resets", size, torch.float32, "cpu")
             check_against_native(
                 layer(cell, options), plain(cell, options), **problem(cell, size, torch.float32)
@@ -88,8 +88,8 @@ def test_memory_kept_for_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_threads(cell: str) -> None:
-    size = (4, 25, 20, 200)
+@pytest.mark.parametrize("size", [(4, 25, 20, 200), (16, 26, 3, 40)], ids=["by units", "by rows"])
+def test_bits_do_not_depend_on_threads(cell: str, size: tuple[int, int, int, int]) -> None:
     options = masks(cell, "all", size, torch.float32, "cpu")
     arguments = problem(cell, size, torch.float32)
 

@@ -1,9 +1,9 @@
 // exp, sigmoid and tanh on whole vectors, for CPU kernels.
 //
 // exp(x) = 2^n * e^r with n = round(x / ln 2) and |r| <= ln(2)/2; e^r is a polynomial. Largest
-// error measured over [-88, 88], in float and in double: sigmoid 2.3 ulp, tanh 1.3 ulp. exp flushes
-// results below the smallest normal number to about that number. NaN stays NaN; +-inf give the
-// limits.
+// error measured over [-88, 88], in float and in double: sigmoid 1.9 ulp (above zero, where all of
+// its large values are, 0.9), tanh 1.3 ulp. exp flushes results below the smallest normal number to
+// about that number. NaN stays NaN; +-inf give the limits.
 #pragma once
 
 #include "core/simd.h"
@@ -114,7 +114,11 @@ WEFT_INLINE V vec_exp(V x) {
 template <class V>
 WEFT_INLINE V vec_sigmoid(V x) {
   using T = decltype(detail::MathConstants<V>::kMagic);
-  return T{1} / (T{1} + vec_exp(-x));
+  const V e = vec_exp(-x), y = T{1} / (T{1} + e);
+  // 1 + e has lost up to half of y's last place: one step of Newton's on what y (1 + e) lacks of 1.
+  // Where e is infinite, y is zero and stays so.
+  const V lack = greater_of((T{1} - y) - y * e, V{} - T{1});
+  return y + y * lack;
 }
 
 template <class V>

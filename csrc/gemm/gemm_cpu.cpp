@@ -86,8 +86,8 @@ void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, 
         if constexpr (std::is_same_v<C, Acc>)
           if (panel < first) to[r] = c + (row + r) * p.c_row + panel * kPanel;
       }
-      packed_block<kPanelVectors, Format::kPairs>(from, int64_t{0}, rows, block_of(panel, k, depth),
-                                                  ceil_div(depth, Format::kTerms), k > 0, to);
+      packed_rows<kPanelVectors, Format::kPairs>(from, rows, block_of(panel, k, depth),
+                                                 ceil_div(depth, Format::kTerms), k > 0, to);
     }
   }
   const int64_t last = end * kPanel < p.n ? end * kPanel : p.n;

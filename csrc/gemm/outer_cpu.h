@@ -3,10 +3,10 @@
 // A is addressed by two strides, so it serves both gradients of a linear layer as they lie: of its
 // input (gradient times weights) and of its weights (gradient transposed times input). Nothing is
 // packed: rows x vectors accumulators stay in registers, a step loads one row's vectors of B and
-// broadcasts elements of A. Sums are made in blocks of kDepth terms, which are then added up: less
-// error than one long sum, and an order that depends on K alone. Bound: FLOPs while a panel of B
-// stays in the cache; for few rows of B, the bytes of C; for few rows of C, the bytes of B, so
-// there panels are wide, which also hides the latency of the sums.
+// broadcasts elements of A. Sums are made in runs (pack_cpu.h), which are then added up: less error
+// than one long sum, and an order that depends on K alone. Bound: FLOPs while a panel of B stays in
+// the cache; for few rows of B, the bytes of C; for few rows of C, the bytes of B, so there panels
+// are wide, which also hides the latency of the sums.
 //
 // Lost: torch's mm, whose bits depend on the number of threads; starting the sum at `add` instead
 // of adding it last, which rounds every term at the size of `add`.
@@ -50,8 +50,8 @@ struct OuterProduct {
       const int64_t begin = column + v * kLane;
       first[v] = whole || begin + kLane <= p.n ? begin : narrow_count ? 0 : p.n - kLane;
     }
-    const auto add_block = [&](int64_t begin, int64_t end,
-                               V(&sum)[Rows][Vectors]) __attribute__((always_inline)) {
+    const auto add_run = [&](int64_t begin, int64_t end,
+                             V(&sum)[Rows][Vectors]) __attribute__((always_inline)) {
       const auto walk = [&](auto load) __attribute__((always_inline)) {
         for (int64_t k = begin; k < end; ++k) {
           V value[Vectors];
@@ -73,10 +73,11 @@ struct OuterProduct {
       }
     };
     V total[Rows][Vectors] = {};
-    add_block(0, p.k < kDepth ? p.k : kDepth, total);
-    for (int64_t begin = kDepth; begin < p.k; begin += kDepth) {
+    const int64_t run = run_length(p.k);
+    add_run(0, p.k < run ? p.k : run, total);
+    for (int64_t begin = run; begin < p.k; begin += run) {
       V sum[Rows][Vectors] = {};
-      add_block(begin, begin + kDepth < p.k ? begin + kDepth : p.k, sum);
+      add_run(begin, begin + run < p.k ? begin + run : p.k, sum);
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8

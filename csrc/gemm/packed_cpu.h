@@ -3,8 +3,9 @@
 // B is packed into panels of a few vectors of columns, k after k, zero beyond the last column,
 // so that the inner loop reads it in one stream whatever B's strides are; products that use one B
 // many times (a step of a recurrent layer, the rows of a large matrix) pay for that once. A tile is
-// kTileRows x Vectors accumulators in registers; sums run over blocks of kDepth terms, each added
-// to the block before, so their order depends on K alone. Bound: FLOPs.
+// kTileRows x Vectors accumulators in registers; sums are made in runs (pack_cpu.h), each added in
+// memory to those before it, which hides behind the next run's products, so their order depends on
+// K alone. Bound: FLOPs. Lost: runs as calls of their own, of which 32 terms cost a tenth.
 //
 // Everything is in the accumulation type: half types are widened while they are packed, except
 // where the processor has products of bf16 (pairs_cpu.h).
@@ -37,90 +38,111 @@ struct PackedBatch {
   int64_t k;  // terms of each product
 };
 
-// out[r] (+)= sum over the batch and k of a[r][k] times the panel's row k; `out` has Vectors
-// vectors a row. `kPairs`: of words instead of numbers, see pairs_cpu.h.
-template <bool kPairs, int Rows, int Vectors, class Acc>
-__attribute__((noinline)) void packed_tile(const PackedBatch<Acc>& batch, bool add,
-                                           Acc* const* out) {
-  using V = Vec<Acc>;
-  constexpr int kLane = kLanes<Acc>;
-  V sum[Rows][Vectors] = {};
-  for (int64_t product = 0; product < batch.count; ++product) {
-    const Acc* row[Rows];
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; ++r) row[r] = batch.a[product * batch.a_step + r] + batch.first;
-    const Acc* const panel = batch.panels[product];
-    for (int64_t i = 0; i < batch.k; ++i) {
-      V value[Vectors];
+// sum[r] += the products of row[r] and the panel over k; `kPairs`: of words instead of numbers, see
+// pairs_cpu.h.
+template <bool kPairs, int Rows, int Vectors, class V, class Acc>
+WEFT_INLINE void add_terms(V (&sum)[Rows][Vectors], const Acc* const (&row)[Rows], const Acc* panel,
+                           int64_t k) {
+  for (int64_t i = 0; i < k; ++i) {
+    V value[Vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLane);
+    for (int v = 0; v < Vectors; ++v) value[v] = load_vec(panel + (i * Vectors + v) * kLanes<Acc>);
 #pragma GCC unroll 12
-      for (int r = 0; r < Rows; ++r) {
-        const auto scale = [&]() __attribute__((always_inline)) {
-          if constexpr (kPairs) {
-            return broadcast_word(row[r] + i);
-          } else {
-            return row[r][i];
-          }
-        }();
+    for (int r = 0; r < Rows; ++r) {
+      const auto scale = [&]() __attribute__((always_inline)) {
+        if constexpr (kPairs) {
+          return broadcast_word(row[r] + i);
+        } else {
+          return row[r][i];
+        }
+      }();
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-          if constexpr (kPairs) {
-            add_pairs(sum[r][v], scale, value[v]);
-          } else {
-            sum[r][v] += scale * value[v];
-          }
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (kPairs) {
+          add_pairs(sum[r][v], scale, value[v]);
+        } else {
+          sum[r][v] += scale * value[v];
         }
       }
     }
   }
+}
+
+template <int Rows, int Vectors, class V, class Acc>
+WEFT_INLINE void store_tile(const V (&sum)[Rows][Vectors], bool add, Acc* const* out) {
 #pragma GCC unroll 12
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      Acc* at = out[r] + v * kLane;
+      Acc* at = out[r] + v * kLanes<Acc>;
       store_vec(at, add ? load_vec(at) + sum[r][v] : sum[r][v]);
     }
   }
 }
 
-template <bool kPairs, int Rows, int Vectors, class Acc>
+// out[r] (+)= sum over the batch and k of a[r][k] times the panel's row k; `out` has Vectors
+// vectors a row. `kRuns`: of a single product, in runs; else the batch is one run.
+template <bool kPairs, bool kRuns, int Rows, int Vectors, class Acc>
+__attribute__((noinline)) void packed_tile(const PackedBatch<Acc>& batch, bool add,
+                                           Acc* const* out) {
+  using V = Vec<Acc>;
+  const Acc* row[Rows];
+  const auto point = [&](int64_t product) __attribute__((always_inline)) {
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) row[r] = batch.a[product * batch.a_step + r] + batch.first;
+  };
+  if constexpr (kRuns) {
+    point(0);
+    const Acc* panel = batch.panels[0];
+    const int64_t run = run_length(batch.k);
+    int64_t left = batch.k;
+    do {  // no terms: zeros
+      V sum[Rows][Vectors] = {};
+      add_terms<kPairs>(sum, row, panel, left < run ? left : run);
+      store_tile(sum, add, out);
+      add = true;
+      panel += run * Vectors * kLanes<Acc>;
+#pragma GCC unroll 12
+      for (int r = 0; r < Rows; ++r) row[r] += run;
+      left -= run;
+    } while (left > 0);
+  } else {
+    V sum[Rows][Vectors] = {};
+    for (int64_t product = 0; product < batch.count; ++product) {
+      point(product);
+      add_terms<kPairs>(sum, row, batch.panels[product], batch.k);
+    }
+    store_tile(sum, add, out);
+  }
+}
+
+template <bool kPairs, bool kRuns, int Rows, int Vectors, class Acc>
 WEFT_INLINE void packed_tile_of(int rows, const PackedBatch<Acc>& batch, bool add,
                                 Acc* const* out) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return packed_tile_of<kPairs, Rows - 1, Vectors>(rows, batch, add, out);
+    if (rows < Rows) return packed_tile_of<kPairs, kRuns, Rows - 1, Vectors>(rows, batch, add, out);
   }
-  packed_tile<kPairs, Rows, Vectors>(batch, add, out);
+  packed_tile<kPairs, kRuns, Rows, Vectors>(batch, add, out);
 }
 
 // A batch for any number of rows, cut into tiles of nearly equal height.
-template <int Vectors, bool kPairs, class Acc>
+template <int Vectors, bool kPairs, bool kRuns = false, class Acc>
 void packed_batch(PackedBatch<Acc> batch, int64_t rows, bool add, Acc* const* out) {
   constexpr int kMost = kTileRows<Vectors>;
   while (rows > 0) {
     const int64_t tiles = (rows + kMost - 1) / kMost;
     const auto take = static_cast<int>((rows + tiles - 1) / tiles);
-    packed_tile_of<kPairs, kMost, Vectors>(take, batch, add, out);
+    packed_tile_of<kPairs, kRuns, kMost, Vectors>(take, batch, add, out);
     batch.a += take, out += take, rows -= take;
   }
 }
 
-// One block of kDepth terms for any number of rows.
-template <int Vectors, bool kPairs = false, class Acc>
-void packed_block(const Acc* const* a, int64_t first, int64_t rows, const Acc* panel, int64_t k,
-                  bool add, Acc* const* out) {
-  packed_batch<Vectors, kPairs>(PackedBatch<Acc>{a, 0, &panel, 1, first, k}, rows, add, out);
-}
-
-// All of K, in numbers or words: out[r] = (add ? out[r] : 0) + the products of a[r] and the panel.
+// One product of any number of rows, k in numbers or words: out[r] = (add ? out[r] : 0) + the
+// products of a[r] and the panel.
 template <int Vectors, bool kPairs = false, class Acc>
 void packed_rows(const Acc* const* a, int64_t rows, const Acc* panel, int64_t k, bool add,
                  Acc* const* out) {
-  for (int64_t first = 0; first < k; first += kDepth) {
-    const int64_t depth = k - first < kDepth ? k - first : kDepth;
-    packed_block<Vectors, kPairs>(a, first, rows, panel + first * Vectors * kLanes<Acc>, depth,
-                                  add || first > 0, out);
-  }
+  packed_batch<Vectors, kPairs, true>(PackedBatch<Acc>{a, 0, &panel, 1, 0, k}, rows, add, out);
 }
 
 // True if panels of three vectors hold `columns` in less than panels of four do.

@@ -214,14 +214,16 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
   Terms<T, Term> projected(kWide || !projects ? 0 : p.batch, size, kDual);
   const BackwardOperands<T, Term> o = {p, t, copies.at(), projected.at()};
 
-  const int64_t parts = layer_threads(p);
-  parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
-    Rows rows(p.batch);
+  const LayerSplit split = layer_split(p, context.threads);
+  const int64_t most = split.by_rows || split.threads < w.count() ? split.threads : w.count();
+  parallel_team(context, most, [&](const Team& all) {
+    const Team team = split.by_rows ? Team{0, 1} : all;  // those that share rows
+    Rows rows(split.by_rows ? all.begin(p.batch) : 0, split.by_rows ? all.end(p.batch) : p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
     const Part& of_cell = projects ? own_inner : own;
-    w.pack(own.begin, own.end), w_derivative.pack(own.begin, own.end);
-    if (p.has_inner()) v.pack(own_inner.begin, own_inner.end);
-    if (p.has_inner()) v_derivative.pack(own_inner.begin, own_inner.end);
+    pack_part(all, w), pack_part(all, w_derivative);
+    if (p.has_inner()) pack_part(all, v), pack_part(all, v_derivative);
+    if (split.by_rows) all.barrier();
     rows.at_time(0, p.batch, {});
     for (int64_t s = p.steps - 1; s >= 0; --s) {
       const int64_t time = p.time(s);
@@ -230,7 +232,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
         return t.masks.resets && t.masks.resets[time * p.batch + row];
       };
       if (projects) {
-        for (int64_t i = 0; i < p.batch; ++i)
+        for (int64_t i = 0; i < rows.count; ++i)
           each_vector<T>(time, rows.order[i], i >= rows.fed, own.first_unit, own.last_unit,
                          [&](const At& at) {
                            if (i < rows.active) return project_back<M>(o, at);
@@ -250,7 +252,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                           step_back<Cell, M>(o, at, product);
                         }));
         }
-        for (int64_t i = projects ? rows.active : 0; i < p.batch; ++i)
+        for (int64_t i = projects ? rows.active : 0; i < rows.count; ++i)
           each_vector<T>(time, rows.order[i], i >= rows.fed, of_cell.first_unit, of_cell.last_unit,
                          [&](const At& at) {
                            if (i < rows.active)

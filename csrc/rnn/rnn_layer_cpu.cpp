@@ -15,6 +15,9 @@
 // Normalisation needs the whole of a row's products: these go through a buffer, the threads meet,
 // and each finishes some of the rows.
 //
+// Where the weights stay in a core's own cache and there are rows enough, threads share the rows
+// instead (`layer_split`): each goes through all steps on its own, and none waits for another.
+//
 // Rows that have ended, or start afresh, are left out of the products. bf16 is multiplied by dot
 // products of pairs where the processor has them: the state is then held in bf16 for the product.
 // Bound: FLOPs for many rows; for one, the packed weights' bytes each step, from the cache.
@@ -22,7 +25,8 @@
 // The gates of a vector of units take some 100 cycles, as 200 products do; so constants and biases
 // are loaded once for many rows, and the input's products prefetched while the state's are made.
 // Lost: masked loads in place of a branch between whole and partial vectors (Zen 5: a fifth slower
-// where the sums come from memory); prefetching the panels.
+// where the sums come from memory), and a copy of the step for whole vectors alone (no faster);
+// prefetching the panels.
 #include "rnn/rnn_layer_backward_cpu.h"
 #include "rnn/rnn_layer_forward_cpu.h"
 

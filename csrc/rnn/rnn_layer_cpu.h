@@ -180,26 +180,28 @@ WEFT_INLINE void dispatch_terms(DType dtype, const Body& body) {
 
 // ---- masks -------------------------------------------------------------------------------------
 
-// The rows of a step: `fed` ones, whose state goes into the product; those that start afresh, up to
-// `active`; those that do not take it.
+// A thread's rows at a step: `fed` ones, whose state goes into the product; those that start
+// afresh, up to `active`; those that do not take it, up to `count`.
 struct Rows {
+  int64_t first, count;
   Scratch<int64_t> order;
   int64_t fed = 0, active = 0;
 
-  explicit Rows(int64_t batch) : order(batch) {}
+  Rows(int64_t begin, int64_t end) : first(begin), count(end - begin), order(end - begin) {}
   void at_time(int64_t time, int64_t batch, const LayerMasks& masks) {
     const bool* resets = masks.resets ? masks.resets + time * batch : nullptr;
     const auto ended = [&](int64_t row) { return masks.lengths && time >= masks.lengths[row]; };
     const auto fresh = [&](int64_t row) { return resets && resets[row]; };
-    int64_t count = 0;
-    for (int64_t row = 0; row < batch; ++row)
-      if (!ended(row) && !fresh(row)) order[count++] = row;
-    fed = count;
-    for (int64_t row = 0; resets && row < batch; ++row)
-      if (!ended(row) && fresh(row)) order[count++] = row;
-    active = count;
-    for (int64_t row = 0; count < batch; ++row)
-      if (ended(row)) order[count++] = row;
+    const int64_t end = first + count;
+    int64_t found = 0;
+    for (int64_t row = first; row < end; ++row)
+      if (!ended(row) && !fresh(row)) order[found++] = row;
+    fed = found;
+    for (int64_t row = first; resets && row < end; ++row)
+      if (!ended(row) && fresh(row)) order[found++] = row;
+    active = found;
+    for (int64_t row = first; found < count; ++row)
+      if (ended(row)) order[found++] = row;
   }
 };
 
@@ -289,6 +291,12 @@ class Panels {
   int64_t count_;
   Scratch<Acc> packed_;
 };
+
+// A member's share of packing; its own panels, where the members share rows.
+template <class P>
+void pack_part(const Team& team, P& w) {
+  w.pack(team.begin(w.count()), team.end(w.count()));
+}
 
 // Sums of some rows at one vector of units; none read as zeros.
 template <class Acc>

@@ -222,8 +222,10 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
   copy_numbers<T, Acc>(t.h0, states, state.at());
   if constexpr (Cell::kHasCell) copy_numbers<T, Acc>(t.c0, units, cell.at());
 
-  const int64_t parts = layer_threads(p);
-  parallel_team(context, parts < w.count() ? parts : w.count(), [&](const Team& team) {
+  const LayerSplit split = layer_split(p, context.threads);
+  const int64_t most = split.by_rows || split.threads < w.count() ? split.threads : w.count();
+  parallel_team(context, most, [&](const Team& all) {
+    const Team team = split.by_rows ? Team{0, 1} : all;  // those that share rows
     ForwardOperands<T, Term> o = {p,
                                   t,
                                   {state.at(), state.at(states)},
@@ -234,15 +236,15 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                                   sums.at(),
                                   0};
     if (separate) o.fed[0] = fed.at(), o.fed[1] = fed.at(p.batch * fed_row);
-    Rows rows(p.batch);
+    Rows rows(split.by_rows ? all.begin(p.batch) : 0, split.by_rows ? all.end(p.batch) : p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
     const Part& of_state = two ? own_inner : own;
-    w.pack(own.begin, own.end), w_derivative.pack(own.begin, own.end);
-    if (two) v.pack(own_inner.begin, own_inner.end);
-    if (two) v_derivative.pack(own_inner.begin, own_inner.end);
+    pack_part(all, w), pack_part(all, w_derivative);
+    if (two) pack_part(all, v), pack_part(all, v_derivative);
+    if (split.by_rows) all.barrier();
     if (separate) {
       o.next = 0;
-      for (int64_t row = 0; row < p.batch; ++row)
+      for (int64_t row = rows.first; row < rows.first + rows.count; ++row)
         each_vector<T>(0, row, false, of_state.first_unit, of_state.last_unit, [&](const At& at) {
           store_state<M>(o, at, load_number<M, Acc>(o.h[0], o.state(at), at.count));
         });
@@ -313,7 +315,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
           }
         }
       }
-      for (int64_t i = rows.active; i < p.batch; ++i) {
+      for (int64_t i = rows.active; i < rows.count; ++i) {
         each_vector<T>(time, rows.order[i], false, own.first_unit, own.last_unit,
                        [&](const At& at) { skip_cell<Cell, M>(o, at); });
         each_vector<T>(time, rows.order[i], false, of_state.first_unit, of_state.last_unit,

@@ -71,6 +71,9 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
   const auto narrowed = [&](const Tensor& t) {
     return t.to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
   };
+  // Both biases have one gradient, except in the GRU.
+  const bool one_sum = g.sums.value.is_same(g.hidden_sums.value);
+  Tensor of_bias;
   return wanted_tensors<11>(wanted, input, [&](int i) {
     switch (i) {
       case 0:
@@ -85,8 +88,9 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
         if (a.p.steps == 0) return at::zeros_like(a.w_hh.value);
         return hidden_weight_gradient(a, g, g.products.value, g.before.value, kept.gates.value);
       case 5:
-        return bias_gradient(g, g.sums.value);
+        return of_bias = bias_gradient(g, g.sums.value);
       case 6:
+        if (one_sum && of_bias.defined()) return of_bias.clone();
         return bias_gradient(g, g.hidden_sums.value);
       case 7:
         return peephole_gradient(a, g.peephole.value);

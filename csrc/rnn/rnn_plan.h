@@ -18,9 +18,31 @@ inline constexpr int64_t kElementGrain = 1 << 13;
 constexpr int64_t layer_step_products(const LayerProblem& p) {
   return p.batch * p.gates() * p.hidden * p.state();
 }
-// Threads that a layer's steps are worth, forward and backward alike: each has units of its own.
-constexpr int64_t layer_threads(const LayerProblem& p) {
-  return layer_step_products(p) / kStepGrain;
+// How the CPU's threads share a layer, forward and backward alike. By units: each reads its own
+// part of the weights, and all meet after each step. By rows: each goes through the steps on its
+// own and reads all weights, so only where those stay in its second-level cache and its rows fill a
+// tile.
+struct LayerSplit {
+  int64_t threads;  // the most that it pays
+  bool by_rows;
+};
+inline constexpr int64_t kOwnRows = 6, kOwnWeightBytes = 1 << 19;
+inline constexpr int64_t kGateProducts = 200;  // that a unit's gates cost as much as
+inline constexpr int64_t kSequenceGrain = 1 << 20;
+
+// Of at most `available` threads.
+constexpr LayerSplit layer_split(const LayerProblem& p, int64_t available) {
+  const int64_t products = layer_step_products(p);
+  const int64_t weights = (p.gates() * p.state() + p.projection) * p.hidden;
+  const auto at_most = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  const int64_t by_units = at_most(available, products / kStepGrain);
+  const int64_t work = p.steps * (products + kGateProducts * p.units());
+  const int64_t by_rows =
+      weights * (p.dtype == DType::f64 ? 8 : 4) > kOwnWeightBytes
+          ? 0
+          : at_most(available, at_most(p.batch / kOwnRows, work / kSequenceGrain));
+  return by_rows > 1 && by_rows >= by_units ? LayerSplit{by_rows, true}
+                                            : LayerSplit{by_units, false};
 }
 // The same of a grid's longest anti-diagonal.
 constexpr int64_t grid_threads(const GridProblem& p) {

@@ -3,6 +3,8 @@
 #include "rnn/rnn_plans.h"
 #include "rnn/rnn_sequence_plan.h"
 
+#include <climits>
+
 namespace weft {
 namespace {
 
@@ -100,7 +102,7 @@ bool layer_planned(const LayerProblem& p, LayerPass pass, bool keeps, bool norma
       one_thread_each(plan, p.units());
   } else {
     plan.kernel = forward ? "rnn_layer" : "rnn_layer_backward";
-    plan.threads = at_least_one(layer_threads(p));
+    plan.threads = at_least_one(layer_split(p, INT_MAX).threads);
   }
   note_plan(std::move(plan));
   return true;

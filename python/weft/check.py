@@ -287,7 +287,7 @@ def _layer(name: str, native: Callable[..., Any], gates: int, states: int) -> La
         "rnn",
         name,
         native,
-        (problem(7, 5, 24, 33), problem(6, 1, 40, 64), problem(4, 20, 40, 96)),
+        (problem(25, 5, 24, 33), problem(20, 1, 40, 64), problem(12, 20, 40, 96)),
         (problem(3, 2, 3, 2), problem(2, 1, 2, 3)),
         parameters=4,
         pack=lambda x, *rest: (x, rest[:states], *rest[states:]),

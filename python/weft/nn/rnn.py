@@ -30,6 +30,8 @@ class LSTMCell(torch.nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        if hx is not None and len(hx) == 2 and input.dim() == hx[0].dim() == hx[1].dim() == 2:
+            return rnn.lstm_cell(input, hx, *_parameters(self))
         _check_rank("LSTMCell", "input", input)
         batched = input.dim() == 2
         if not batched:
@@ -50,6 +52,8 @@ class GRUCell(torch.nn.GRUCell):
     """`torch.nn.GRUCell` on `weft.functional.gru_cell`."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if hx is not None and input.dim() == hx.dim() == 2:
+            return rnn.gru_cell(input, hx, *_parameters(self))
         _check_rank("GRUCell", "input", input)
         batched = input.dim() == 2
         if not batched:
@@ -68,6 +72,8 @@ class RNNCell(torch.nn.RNNCell):
     """`torch.nn.RNNCell` on `weft.functional.rnn_cell`."""
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if hx is not None and input.dim() == hx.dim() == 2:
+            return rnn.rnn_cell(input, hx, *_parameters(self), self.nonlinearity)
         _check_rank("RNNCell", "input", input)
         batched = input.dim() == 2
         if not batched:

@@ -94,7 +94,7 @@ class RowStream {
   Vec<Acc> start_;
   int64_t from_[kTaps];
   Vec<Acc> weight_[kTaps][kPlaces];
-  Vec<Acc> sum_[kPlaces][kVectors];
+  Vec<Acc> sum_[kPlaces][kVectors] = {};
 };
 
 template <class T, int kPlaces, int kTaps, int kVectors>

@@ -35,7 +35,7 @@ WEFT_INLINE void add_column(const accumulate_t<T>* const (&x)[kColumns], int64_t
                             const T* gy, int64_t gy_pitch, int64_t rows, int64_t left,
                             Vec<accumulate_t<T>> (&sum)[kColumns][kPlaces]) {
   using Acc = accumulate_t<T>;
-  Vec<Acc> g[kPlaces];  // row i of the gradient is g[i % kPlaces]
+  Vec<Acc> g[kPlaces] = {};  // row i of the gradient is g[i % kPlaces]
   const int64_t steps = rows + kPlaces - 1;
   int64_t s = 0, at = 0;
   const auto step = [&](auto phase, auto inner) __attribute__((always_inline)) {

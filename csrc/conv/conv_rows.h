@@ -1,7 +1,8 @@
 // Depthwise convolution of contiguous tensors on CPU: vectors along W, shared between rows.
 //
 // A task is a band of destination rows of one plane, whose source is copied into scratch
-// (conv_row_taps.h); tiles of it stay in registers (conv_row_tile.h). Strided dgrad goes phase by
+// (conv_row_taps.h); tiles of it stay in registers (conv_row_tile.h), or, where windows are small,
+// rows go through registers one after another (conv_row_stream.h). Strided dgrad goes phase by
 // phase; the two column phases of stride 2 are zipped on the way out. Bound: bytes where windows
 // are small, FLOPs where they are large. Tried and lost: flat runs over the whole band, whose
 // loads, one a product, cross cache lines; they remain for planes of several channels.

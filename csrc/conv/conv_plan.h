@@ -57,9 +57,7 @@ WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) 
 }
 
 // Whether all gradients come of one walk on CPU: where no two of them are a tile product.
-WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) {
-  return conv_is_depthwise(p);
-}
+WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) { return conv_is_depthwise(p); }
 
 // ---- costs -------------------------------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 //
 // A task is a block of destination pixels, from any rows and images, × a slab of destination
 // channels. For each place of the window a table holds where each pixel of the block reads the
-// source; the batch-reduce product of gemm/packed_cpu.h then takes the pixels' channels as rows of A
-// and weights, packed once per call, as panels of B (conv_block_product.h). Blocks of weights stay
-// in the first-level cache while all pixels of the block go through them, the block's sums in the
-// second-level one. A strided dgrad takes its pixels phase by phase, so that all of a block meet the
-// same places. Few channels: the places of a block of terms are one call, and where the source is
-// copied anyhow, its columns are padded, so that a row of the window is one run of terms. The
-// finished block is written in either layout. Bound: FLOPs; bytes where windows are of one place
-// and channels few. Groups narrower than a vector waste it.
+// source; the batch-reduce product of gemm/packed_cpu.h then takes the pixels' channels as rows of
+// A and weights, packed once per call, as panels of B (conv_block_product.h). Blocks of weights
+// stay in the first-level cache while all pixels of the block go through them, the block's sums in
+// the second-level one. A strided dgrad takes its pixels phase by phase, so that all of a block
+// meet the same places. Few channels: the places of a block of terms are one call, and where the
+// source is copied anyhow, its columns are padded, so that a row of the window is one run of terms.
+// The finished block is written in either layout. Bound: FLOPs; bytes where windows are of one
+// place and channels few. Groups narrower than a vector waste it.
 //
 // Operands are numbers of the accumulation type or, where the processor has products of bf16, words
 // of two neighbouring channels (pairs_cpu.h). Tried and lost: tiles of one row of pixels that take

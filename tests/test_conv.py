@@ -210,6 +210,44 @@ def test_few_channels_of_wide_windows(
     check_exact(input, weight, None, generator, stride=stride, padding=3)
 
 
+# Input, weight, window of blocks of pixels that lose some to padding, of sums in several parts, of
+# pixels near and far apart, of groups that a vector would be mostly empty for.
+BLOCKS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "padded": ((3, 72, 15, 14), (80, 72, 3, 3), {"padding": 1}),
+    "strided": ((2, 130, 11, 12), (36, 130, 3, 2), {"padding": 1, "stride": 2}),
+    "pointwise": ((3, 150, 13, 17), (70, 150, 1, 1), {}),
+    "few": ((3, 32, 30, 31), (24, 32, 1, 1), {}),
+    "dilated": ((1, 20, 12, 40), (33, 20, 3, 3), {"padding": 3, "dilation": 3}),
+    "groups": ((2, 40, 14, 13), (80, 5, 3, 3), {"padding": 1, "groups": 8}),
+    "multiplier": ((2, 24, 9, 14), (48, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 24}),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+def test_blocks_of_pixels_are_exact(target: str, case: str) -> None:
+    generator = torch.Generator().manual_seed(6)
+    input_size, weight_size, window = BLOCKS[case]
+    for layout, dtype in itertools.product(LAYOUTS, DTYPES):
+        input = integer_tensor(input_size, dtype, generator)
+        input = input.detach().to(memory_format=layout).requires_grad_()
+        weight = integer_tensor(weight_size, dtype, generator)
+        bias = integer_tensor(weight_size[:1], dtype, generator)
+        with weft.testing.cpu_target(target):
+            check_exact(input, weight, bias, generator, **window)
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_blocks_of_pixels_are_accurate(layout: torch.memory_format, case: str) -> None:
+    """In float32: PyTorch's own bfloat16 gradient of the dilated one is at times not a number."""
+    generator = torch.Generator().manual_seed(7)
+    input_size, weight_size, window = BLOCKS[case]
+    input = torch.randn(input_size, generator=generator).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(weight_size, generator=generator).requires_grad_()
+    check_against_native(W.conv2d, F.conv2d, input, weight, **window)
+
+
 def test_infinite_input_that_no_window_reads(device: torch.device) -> None:
     """A stride that leaves columns over: what they hold must not reach any gradient."""
     input = torch.randn(1, 1, 6, 6, device=device)

@@ -2,7 +2,8 @@
 //
 // fprop and dgrad are a tile product of pixels (conv_product.h), which reads and writes both
 // layouts; wgrad goes pixel by pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies
-// (conv_layout_wgrad.h). Contiguous ones of few channels stay flat planes (conv_planes.h).
+// (conv_layout_wgrad.h). Contiguous ones of few channels stay flat planes (conv_planes.h), and
+// channels-last ones of very few are copied to such (conv_planes_last.h).
 // Depthwise ones have kernels of their own: conv_rows.h and, channels-last, conv_depthwise.h; all
 // their gradients at once are conv_rows_backward.h and conv_depthwise_backward.h.
 #include "conv/conv_cpu.h"

@@ -19,7 +19,7 @@ void wgrad_product(const ConvProblem& p, const T* x, const T* gy, T* gw, const C
   const WgradWalk walk = folded ? folded_walk(p) : plain_walk(p);
   const int64_t x_image = p.in_channels() * p.in_positions();
   const int64_t gy_image = walk.gy_image();
-  const int64_t images = images_at_a_time(p.n, walk.x_image() + gy_image);
+  const int64_t images = planes || folded ? images_at_a_time(p.n, walk.x_image() + gy_image) : p.n;
   Scratch<T> x_pixels(planes || folded ? images * walk.x_image() : 0);
   Scratch<T> gy_pixels(planes ? images * gy_image : 0);
   Scratch<T> gw_pixels(planes ? p.weight_elements() : 0);

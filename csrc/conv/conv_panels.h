@@ -23,9 +23,11 @@ inline constexpr int kPanelVectors = 2;
 template <class Acc>
 struct WeightPanel {
   int64_t group;
-  int64_t first;  // destination channel of the group
+  int64_t channel;  // the first of the destination's
+  int64_t lanes;    // of them
   int vectors;
   const Acc* weights;  // [place, term, lane]
+  const Acc* bias;     // whole vectors
 };
 
 // How weights [G·K, place, C] are packed: a panel is what tiles read from end to end.
@@ -73,7 +75,8 @@ void pack_contiguous(const ConvProblem& p, const Gather& g, const T* weights, in
 template <bool kPairs, class T>
 void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layout,
                  const Place* places, bool folded, const T* weights, accumulate_t<T>* out,
-                 WeightPanel<accumulate_t<T>>* panels, const Context& context) {
+                 const accumulate_t<T>* bias, WeightPanel<accumulate_t<T>>* panels,
+                 const Context& context) {
   constexpr int64_t kLane = kLanes<T>;
   const int64_t window = p.window_elements(), columns = p.window[2].size;
   // In one run of terms every place begins with a word of its own.
@@ -109,7 +112,12 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
       const int64_t first = layout.begin(i % layout.panels);
       const auto vectors = static_cast<int>(layout.begin(i % layout.panels + 1) - first);
       accumulate_t<T>* const to = out + (group * layout.vectors + first) * kLane * layout.terms();
-      panels[i] = {group, first * kLane, vectors, to};
+      panels[i] = {group,
+                   group * g.dst_channels + first * kLane,
+                   least(vectors * kLane, g.dst_channels - first * kLane),
+                   vectors,
+                   to,
+                   bias + (group * layout.vectors + first) * kLane};
       for (int v = 0; v < vectors; ++v) {
         const int64_t column = (first + v) * kLane;
         const int64_t count = g.dst_channels - column;

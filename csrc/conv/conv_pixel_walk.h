@@ -11,6 +11,7 @@
 #include "conv/conv_activation.h"
 #include "conv/conv_gather.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/pairs_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -66,6 +67,12 @@ inline void list_phases(const ConvProblem& p, const Gather& g, bool folded, Pixe
             for (int64_t l = 0; l < (folded ? 1 : p.window[2].size); ++l)
               if (meets(0, i) && meets(1, j) && meets(2, l)) places[listed++] = {{i, j, l}};
         phase.places = listed - phase.first_place;
+        // Few pixels have padding at the middle place: the last, at which a block is finished.
+        if (phase.places > 1) {
+          Place& middle = places[phase.first_place + phase.places / 2];
+          const Place last = places[listed - 1];
+          places[listed - 1] = middle, middle = last;
+        }
       }
 }
 
@@ -96,12 +103,12 @@ inline int64_t list_runs(const PixelPhase& phase, int64_t begin, int64_t end, Pi
   return count;
 }
 
-// Where the pixels of the runs read the source at a place; false if none does.
+// Where the pixels of the runs read the source at a place; returns how many do.
 template <class Acc>
-bool find_pixels(const ConvProblem& p, const Gather& g, const PixelSource<Acc>& source,
-                 const Acc* zeros, const PixelRun* runs, int64_t run_count, const Place& place,
-                 const Acc** out) {
-  bool any = false;
+int64_t find_pixels(const ConvProblem& p, const Gather& g, const PixelSource<Acc>& source,
+                    const Acc* zeros, const PixelRun* runs, int64_t run_count, const Place& place,
+                    const Acc** out) {
+  int64_t reads = 0;
   const Window& window = p.window[2];
   for (int64_t i = 0; i < run_count; ++i) {
     const PixelRun& run = runs[i];
@@ -125,10 +132,10 @@ bool find_pixels(const ConvProblem& p, const Gather& g, const PixelSource<Acc>& 
     for (int64_t q = 0; q < run.count; ++q, column += step) {
       const bool inside = static_cast<uint64_t>(column) < static_cast<uint64_t>(source.columns);
       out[run.first + q] = inside ? from + column * source.pixel : zeros;
-      any = any || inside;
+      reads += inside;
     }
   }
-  return any;
+  return reads;
 }
 
 // `count` images as [image, D, H, columns, channels] with zeros where columns are padding or, for
@@ -179,6 +186,17 @@ struct PixelSegment {
   int64_t count;
 };
 
+// Where each pixel of the runs lies in a channels-last destination.
+template <class T>
+void list_pixels(const Gather& g, const PixelRun* runs, int64_t run_count, int64_t step, T* dst,
+                 int64_t dst_pixel, T** out) {
+  for (int64_t i = 0; i < run_count; ++i) {
+    const PixelRun& run = runs[i];
+    T* to = dst + (((run.n * g.dst[0] + run.d) * g.dst[1] + run.h) * g.dst[2] + run.w) * dst_pixel;
+    for (int64_t q = 0; q < run.count; ++q, to += step * dst_pixel) out[run.first + q] = to;
+  }
+}
+
 // Runs that follow one another are one segment.
 inline int64_t list_segments(const Gather& g, const PixelRun* runs, int64_t run_count, bool joined,
                              PixelSegment* out) {
@@ -193,8 +211,18 @@ inline int64_t list_segments(const Gather& g, const PixelRun* runs, int64_t run_
   return count;
 }
 
-// Sums [pixel, lane], `sum_row` apart, as one vector of channels of a channels-last destination.
-template <class T>
+// The first `left` of a vector of sums, if there are not more.
+template <bool kPairs, class T>
+WEFT_INLINE void store_sums(T* address, Vec<accumulate_t<T>> sums, int64_t left) {
+  if (left < kLanes<T>) return store_part(address, sums, static_cast<int>(left));
+  if constexpr (kPairs)
+    store_rounded(address, sums);
+  else
+    store_vec(address, sums);
+}
+
+// Sums [pixel, lane], `sum_row` apart, as channels of a channels-last destination.
+template <bool kPairs, class T>
 void store_pixels(const ConvProblem& p, const PixelSegment& segment, int64_t step,
                   const accumulate_t<T>* sums, int64_t sum_row, const accumulate_t<T>* bias, T* dst,
                   int64_t dst_pixel, int64_t lanes) {
@@ -202,13 +230,13 @@ void store_pixels(const ConvProblem& p, const PixelSegment& segment, int64_t ste
     T* const to = dst + q * step * dst_pixel;
     const accumulate_t<T>* const from = sums + q * sum_row;
     for (int64_t j = 0; j < lanes; j += kLanes<T>)
-      store_lanes(to + j, load_vec(from + j) + load_vec(bias + j), lanes - j);
-    activate_row(p, to, lanes);
+      store_sums<kPairs>(to + j, load_vec(from + j) + load_vec(bias + j), lanes - j);
+    if (p.activation != Activation::none) activate_row(p, to, lanes);
   }
 }
 
 // The same for a contiguous destination, whose channels are `plane` apart.
-template <class T>
+template <bool kPairs, class T>
 void store_planes(const ConvProblem& p, const PixelSegment& segment, int64_t step,
                   const accumulate_t<T>* sums, int64_t sum_row, const accumulate_t<T>* bias, T* dst,
                   int64_t plane, int64_t lanes) {
@@ -230,10 +258,7 @@ void store_planes(const ConvProblem& p, const PixelSegment& segment, int64_t ste
 #pragma GCC unroll 16
       for (int i = 0; i < kLane; ++i) {
         if (i >= rows) continue;
-        if (pixels == kLane)
-          store_vec(to + i * pitch + q, square[i]);
-        else
-          store_part(to + i * pitch + q, square[i], static_cast<int>(pixels));
+        store_sums<kPairs>(to + i * pitch + q, square[i], pixels);
       }
     }
     for (int64_t i = 0; i < rows; ++i) {

@@ -1,25 +1,25 @@
 // Weight gradients of channels-last tensors on CPU: vectors along the channels.
 //
-// A tile of weights of one place, broadcast channels × vectors of channels, goes through all pixels
-// of a few rows; the wider side of the layer is the vectors'. Where the processor has products of
-// bf16, an operand's word is the same element of two neighbouring images: any stride and padding
-// then pairs the same pixels. Tasks are places × channels × chunks of images, whose sums are added
-// in order. Bound: FLOPs. Groups much narrower than a vector waste it.
+// A tile of weights of one place, broadcast channels × vectors of channels, is the sum of a run of
+// pixels, from any rows and images, that read an input there; the wider side of the layer is the
+// vectors'. A run's channels are copied to the first-level cache where they are halves or lie far
+// apart, as words of two neighbouring pixels where the processor has products of bf16. Tasks are
+// places × channels × chunks of rows, whose sums are added in order. Bound: FLOPs. Groups much
+// narrower than a vector waste it. Tried and lost: words of two neighbouring images, which take a
+// pass over both operands; tiles that walk along each row, short on small maps.
 #pragma once
 
 #include "conv/conv_gather.h"
-#include "gemm/pairs_cpu.h"
+#include "gemm/packed_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-// A tile: broadcast channels × vectors.
 #if defined(__AVX512F__)
 inline constexpr int kMaxVectors = 4;
 #else
 inline constexpr int kMaxVectors = 2;
 #endif
-inline constexpr int kWgradRows = 6;
 
 // How a problem's pixels are walked.
 struct WgradWalk {
@@ -50,122 +50,237 @@ inline WgradWalk folded_walk(const ConvProblem& p) {
   return walk;
 }
 
-// Both operands of a weight's sum over some rows of an image: a pixel pair walks along a row by the
-// two steps.
-template <class Acc>
-struct PixelPairs {
-  const WgradWalk& walk;
-  const Acc* x;  // of the image, first channel of the group
-  const Acc* gy;
-  int64_t offset[3];  // of the place
-  int64_t od;         // a slice of the output
-  Range rows;         // and some of its rows
-
-  template <class Body>
-  WEFT_INLINE void for_each_row(const Body& body) const {
-    const ConvProblem& p = walk.p;
-    const Range columns = columns_inside(p.window[2], offset[2], p.in[2], p.out[2]);
-    if (columns.begin == columns.end) return;
-    const int64_t d = od * p.window[0].stride + offset[0];
-    if (d < 0 || d >= p.in[0]) return;
-    for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
-      const int64_t h = oh * p.window[1].stride + offset[1];
-      if (h < 0 || h >= p.in[1]) continue;
-      const int64_t w = columns.begin * p.window[2].stride + offset[2];
-      body(x + (d * p.in[1] + h) * walk.x_row + w * walk.x_pixel,
-           gy + ((od * p.out[1] + oh) * p.out[2] + columns.begin) * p.out_channels(),
-           columns.end - columns.begin);
-    }
-  }
-};
-
-// sums[i · sum_row + j] += Σ a[i] · b[j] over the pairs: `rows` broadcast channels i of a,
-// `vectors` vectors of channels j of b; a is x and b is gy, or the other way round.
-template <bool kPairs, class Acc, int rows, int vectors>
-WEFT_INLINE void wgrad_tile(const PixelPairs<Acc>& pairs, bool broadcast_x, int64_t a_first,
-                            int64_t b_first, Acc* sums, int64_t sum_row, int64_t lanes) {
-  Vec<Acc> sum[rows][vectors] = {};
-  const int64_t x_step = pairs.walk.p.window[2].stride * pairs.walk.x_pixel;
-  const int64_t gy_step = pairs.walk.p.out_channels();
-  const int64_t a_step = broadcast_x ? x_step : gy_step;
-  const int64_t b_step = broadcast_x ? gy_step : x_step;
-  const bool whole = lanes >= vectors * kLanes<Acc>;
-  pairs.for_each_row(
-      [&](const Acc* x, const Acc* gy, int64_t count) __attribute__((always_inline)) {
-        const Acc* a = (broadcast_x ? x : gy) + a_first;
-        const Acc* b = (broadcast_x ? gy : x) + b_first;
-        for (; count > 0; --count, a += a_step, b += b_step) {
-          Vec<Acc> by[vectors];
-#pragma GCC unroll 4
-          for (int v = 0; v < vectors; ++v)
-            by[v] = whole ? load_vec(b + v * kLanes<Acc>)
-                          : load_lanes(b + v * kLanes<Acc>, lanes - v * kLanes<Acc>);
-#pragma GCC unroll 8
-          for (int i = 0; i < rows; ++i) {
-            if constexpr (kPairs) {
-              const Vec<Acc> value = broadcast_word(a + i);
-#pragma GCC unroll 4
-              for (int v = 0; v < vectors; ++v) add_pairs(sum[i][v], value, by[v]);
-            } else {
-              const Acc value = a[i];
-#pragma GCC unroll 4
-              for (int v = 0; v < vectors; ++v) sum[i][v] += value * by[v];
-            }
-          }
-        }
-      });
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) {
-      Acc* to = sums + i * sum_row + v * kLanes<Acc>;
-      store_vec(to, load_vec(to) + sum[i][v]);
-    }
-  }
-}
-
-// A few images of an operand in the accumulation type, or as words of two images.
-template <bool kPairs, class T>
-class WgradImages {
- public:
-  using Acc = accumulate_t<T>;
-  static int64_t count(int64_t images) { return kPairs ? ceil_div(images, 2) : images; }
-
-  WgradImages(const T* data, int64_t image, int64_t images, const Context& context)
-      : widened_(data, kPairs ? 0 : image * images, context), data_(widened_.data()) {
-#if defined(__AVX512F__)
-    if constexpr (kPairs) {
-      paired_.resize(count(images) * image);
-      data_ = paired_.data();
-      constexpr int64_t kBlock = 4096;
-      const int64_t blocks = ceil_div(image, kBlock);
-      parallel_for(context, count(images) * blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t pair = task / blocks;
-          const int64_t last = least((task % blocks + 1) * kBlock, image);
-          for (int64_t i = task % blocks * kBlock; i < last; i += kLanes<T>) {
-            const T* const low = data + 2 * pair * image + i;
-            const Words high = 2 * pair + 1 < images ? load_halves(low + image, last - i) : Words{};
-            const auto words = as_floats(load_halves(low, last - i) | high << 16);
-            store_lanes(paired_.data() + pair * image + i, words, last - i);
-          }
-        }
-      });
-    }
-#endif
-  }
-  const Acc* data() const { return data_; }
-
- private:
-  Widened<T> widened_;
-  Scratch<Acc> paired_;
-  const Acc* data_;
-};
-
 template <class T>
 struct PixelOperands {
   const T* x;
   const T* gy;
+};
+
+// Calls body(Count<n>, first) over [0, count) in the fewest steps of at most kMost, of nearly equal
+// size.
+template <int kMost, class Body>
+WEFT_INLINE void for_equal_parts(int64_t count, const Body& body) {
+  for (int64_t first = 0; first < count;) {
+    const int64_t parts = ceil_div(count - first, kMost);
+    const int64_t taken = ceil_div(count - first, parts);
+    with_count<kMost>(taken, [&](auto n) { body(n, first); });
+    first += taken;
+  }
+}
+
+// Terms of a weight's sum that are added up in registers; runs of runs are then added up, and those
+// to the sum: short chains of additions.
+inline constexpr int64_t kRunTerms = 64, kRunsJoined = 32;
+
+// Where a run's terms have the channels of an operand.
+template <class Acc>
+struct RunTerms {
+  const Acc* const* at;
+  int64_t first;
+};
+
+// One operand of a run, of which terms of pairs are words.
+template <bool kPairs, class T>
+class RunOperand {
+ public:
+  using Acc = accumulate_t<T>;
+  static constexpr int64_t kWord = kPairs ? 2 : 1;
+
+  // Room for `channels` at a time; `pixel`: elements from one to the next.
+  RunOperand(int64_t channels, int64_t pixel)
+      : width_(round_up(channels, kLanes<T>)),
+        // Pixels that lie further apart fall on the same lines of the first-level cache.
+        direct_(std::is_same_v<T, Acc> && pixel <= kNearElements),
+        copy_(width_ * kRunTerms) {}
+
+  // `count` channels from `first` on of some pixels in ascending order, as whole vectors; `end`: of
+  // the operand.
+  RunTerms<Acc> load(const T* const* pixels, int64_t pixel_count, int64_t first, int64_t count,
+                     const T* end) {
+    if constexpr (std::is_same_v<T, Acc>) {
+      if (direct_ && round_up(count, kLanes<T>) <= end - (pixels[pixel_count - 1] + first))
+        return {pixels, first};
+    }
+    for (int64_t t = 0; t < pixel_count; t += kWord) {
+      const T* const from = pixels[t] + first;
+      Acc* const to = copy_.data() + t / kWord * width_;
+      at_[t / kWord] = to;
+      int64_t i = 0;
+      if constexpr (kPairs)
+        if (t + 1 < pixel_count)
+          for (; i + 2 * kLanes<T> <= count; i += 2 * kLanes<T>)
+            interleave_halves(from + i, pixels[t + 1] + first + i, to + i);
+      for (; i < count; i += kLanes<T>)
+        store_vec(to + i, term(pixels + t, pixel_count - t, first + i, count - i));
+    }
+    return {at_, 0};
+  }
+
+ private:
+  static constexpr int64_t kNearElements = 128;
+
+  // One vector of channels, of which there are `left`.
+  static WEFT_INLINE Vec<Acc> term(const T* const* pixels, int64_t pixels_left, int64_t channel,
+                                   int64_t left) {
+    if constexpr (kPairs) {
+      return load_pairs(pixels[0] + channel, pixels_left > 1 ? pixels[1] + channel : nullptr, left);
+    } else {
+      return load_lanes(pixels[0] + channel, left);
+    }
+  }
+
+  int64_t width_;
+  bool direct_;
+  Scratch<Acc> copy_;
+  const Acc* at_[kRunTerms];
+};
+
+// sums[i · sum_row + j] (+)= Σ a[i] · b[j] over the terms: Rows broadcast channels i of a, Vectors
+// vectors of channels j of b.
+template <bool kPairs, int Rows, int Vectors, class Acc>
+__attribute__((noinline)) void wgrad_tile(const RunTerms<Acc>& a, const RunTerms<Acc>& b,
+                                          int64_t terms, bool add, Acc* sums, int64_t sum_row) {
+  Vec<Acc> sum[Rows][Vectors] = {};
+#pragma GCC unroll 2
+  for (int64_t t = 0; t < terms; ++t) {
+    const Acc *const from_a = a.at[t] + a.first, *const from_b = b.at[t] + b.first;
+    Vec<Acc> by[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) by[v] = load_vec(from_b + v * kLanes<Acc>);
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i) {
+      const auto value = [&]() __attribute__((always_inline)) {
+        if constexpr (kPairs) {
+          return broadcast_word(from_a + i);
+        } else {
+          return from_a[i];
+        }
+      }();
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (kPairs) {
+          add_pairs(sum[i][v], value, by[v]);
+        } else {
+          sum[i][v] += value * by[v];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      Acc* const to = sums + i * sum_row + v * kLanes<Acc>;
+      store_vec(to, add ? load_vec(to) + sum[i][v] : sum[i][v]);
+    }
+  }
+}
+
+// The sums of a block of broadcast channels by all lanes at one place.
+template <bool kPairs, class T>
+class BlockWgrad {
+ public:
+  using Acc = accumulate_t<T>;
+
+  // `end`: of both operands.
+  BlockWgrad(const WgradWalk& walk, bool broadcast_x, int64_t block, int64_t lanes,
+             PixelOperands<T> end)
+      : walk_(walk),
+        broadcast_x_(broadcast_x),
+        lanes_(lanes),
+        sum_row_(round_up(lanes, kLanes<T>)),
+        a_(block, broadcast_x ? walk.x_pixel : walk.p.out_channels()),
+        b_(least(lanes, kMaxVectors * kLanes<T>),
+           broadcast_x ? walk.p.out_channels() : walk.x_pixel),
+        sums_(block * sum_row_),
+        x_end_(end.x),
+        gy_end_(end.gy) {}
+
+  // total [row, lane] (+)= those of some rows of pixels.
+  void run(PixelOperands<T> operands, const int64_t (&offset)[3], Range pixel_rows, Range rows,
+           bool add, Acc* total) {
+    rows_ = rows;
+    total_ = total;
+    add_ = add;
+    runs_ = 0;
+    add_pixels(operands, offset, pixel_rows);
+    if (runs_ > 0) join();
+    if (!add_) fill(total, (rows.end - rows.begin) * sum_row_, Acc{0});
+  }
+
+ private:
+  static constexpr int64_t kWord = RunOperand<kPairs, T>::kWord;
+  static constexpr int64_t kPixels = kWord * kRunTerms;
+
+  void add_pixels(PixelOperands<T> operands, const int64_t (&offset)[3], Range pixel_rows) {
+    const ConvProblem& p = walk_.p;
+    const Range columns = columns_inside(p.window[2], offset[2], p.in[2], p.out[2]);
+    int64_t count = 0;
+    for (int64_t row = pixel_rows.begin; row < pixel_rows.end; ++row) {
+      const int64_t slice = row / p.out[1];
+      const int64_t n = slice / p.out[0];
+      const int64_t d = slice % p.out[0] * p.window[0].stride + offset[0];
+      const int64_t h = row % p.out[1] * p.window[1].stride + offset[1];
+      if (d < 0 || d >= p.in[0] || h < 0 || h >= p.in[1]) continue;
+      const T* x = operands.x + n * walk_.x_image() + (d * p.in[1] + h) * walk_.x_row +
+                   (columns.begin * p.window[2].stride + offset[2]) * walk_.x_pixel;
+      const T* gy = operands.gy + (row * p.out[2] + columns.begin) * p.out_channels();
+      const int64_t x_step = p.window[2].stride * walk_.x_pixel, gy_step = p.out_channels();
+      for (int64_t left = columns.end - columns.begin; left > 0;) {
+        const int64_t taken = least(left, kPixels - count);
+        for (int64_t i = 0; i < taken; ++i) x_[count + i] = x + i * x_step;
+        for (int64_t i = 0; i < taken; ++i) gy_[count + i] = gy + i * gy_step;
+        x += taken * x_step, gy += taken * gy_step;
+        left -= taken, count += taken;
+        if (count < kPixels) continue;
+        add_run(count);
+        count = 0;
+      }
+    }
+    if (count > 0) add_run(count);
+  }
+
+  void add_run(int64_t pixels) {
+    const int64_t terms = ceil_div(pixels, kWord), rows = rows_.end - rows_.begin;
+    const RunTerms<Acc> a = a_.load(broadcast_x_ ? x_ : gy_, pixels, rows_.begin, rows,
+                                    broadcast_x_ ? x_end_ : gy_end_);
+    const int64_t vectors = sum_row_ / kLanes<T>;
+    for_equal_parts<kMaxVectors>(vectors, [&](auto of_panel, int64_t vector) {
+      constexpr int kVectors = decltype(of_panel)::value;
+      const int64_t first = vector * kLanes<T>;
+      const RunTerms<Acc> b =
+          b_.load(broadcast_x_ ? gy_ : x_, pixels, first,
+                  least(kVectors * kLanes<T>, lanes_ - first), broadcast_x_ ? gy_end_ : x_end_);
+      for_equal_parts<kTileRows<kVectors>>(rows, [&](auto of_tile, int64_t row) {
+        wgrad_tile<kPairs, decltype(of_tile)::value, kVectors>(
+            {a.at, a.first + row}, b, terms, runs_ > 0, sums_.data() + row * sum_row_ + first,
+            sum_row_);
+      });
+    });
+    if (++runs_ == kRunsJoined) join();
+  }
+
+  void join() {
+    for (int64_t i = 0; i < (rows_.end - rows_.begin) * sum_row_; i += kLanes<T>) {
+      const Vec<Acc> sum = load_vec(sums_.data() + i);
+      store_vec(total_ + i, add_ ? load_vec(total_ + i) + sum : sum);
+    }
+    add_ = true;
+    runs_ = 0;
+  }
+
+  const WgradWalk& walk_;
+  bool broadcast_x_;
+  int64_t lanes_, sum_row_;
+  RunOperand<kPairs, T> a_, b_;
+  Scratch<Acc> sums_;
+  Range rows_{};
+  Acc* total_ = nullptr;
+  bool add_ = false;
+  int64_t runs_ = 0;
+  const T *x_end_, *gy_end_;
+  const T* x_[kPixels];
+  const T* gy_[kPixels];
 };
 
 // gw, of operands that come `images` at a time: load(n, count) gives those of images [n, n +
@@ -181,63 +296,45 @@ void wgrad_loaded(const WgradWalk& walk, int64_t images, const Load& load, T* gw
   const int64_t lanes = broadcast_x ? p.k : p.c;
   const int64_t sum_row = round_up(lanes, kLanes<T>);
   const int64_t places = p.window_elements();
-  // A task: one chunk of images, one group, one place, a block of broadcast channels.
-  const int64_t block = least(rows, 8 * kWgradRows);
-  const int64_t blocks = ceil_div(rows, block);
+  // A task: some rows of pixels, one group, one place, a block of broadcast channels. Several
+  // tasks, whatever the number of threads: of chunks where sums are long, else of small blocks.
+  constexpr int64_t kTasks = 16, kLeastPixels = 2048, kMostRows = 128, kLeastRows = 48;
+  const int64_t high = ceil_div(rows, kMostRows);
+  const int64_t chunks = most(1, least(ceil_div(kTasks, p.groups * places * high),
+                                       images * p.out_positions() / kLeastPixels));
+  const int64_t wanted = ceil_div(kTasks, p.groups * places * chunks);
+  const int64_t blocks = most(high, least(wanted, rows / kLeastRows));
+  const int64_t block = ceil_div(rows, blocks);
   const int64_t tasks = p.groups * places * blocks;
-  using Images = WgradImages<kPairs, T>;
-  const int64_t chunks = image_chunks(Images::count(images), tasks);
+  const int64_t pixel_rows = p.out[0] * p.out[1];
   const int64_t count = p.groups * places * rows * sum_row;
-  // Rows of pixels whose panel of lanes stays in the first-level cache while the tiles of a block
-  // go through them, and few enough terms for one sum: sums of bands are added up, which leaves
-  // less error than a long sum.
-  constexpr int64_t kBandElements = 8 * 1024, kBandTerms = 64;
-  const int64_t panel = least(lanes, kMaxVectors * kLanes<T>);
-  const int64_t band = most(1, least(kBandElements / (block + panel), kBandTerms) / p.out[2]);
   Scratch<Acc> partial(chunks * count);
-  fill(partial.data(), chunks * count, Acc{0});
+  if (p.n == 0) fill(partial.data(), chunks * count, Acc{0});
 
   for (int64_t from = 0; from < p.n; from += images) {
     const int64_t loaded = least(images, p.n - from);
     const PixelOperands<T> operands = load(from, loaded);
-    const Images x(operands.x, walk.x_image(), loaded, context);
-    const Images gy(operands.gy, walk.gy_image(), loaded, context);
-    const int64_t walked = Images::count(loaded);
+    const int64_t walked = loaded * pixel_rows;
     parallel_for(context, chunks * tasks, 1, [&](int64_t begin, int64_t end) {
+      BlockWgrad<kPairs, T> sums(
+          walk, broadcast_x, block, lanes,
+          {operands.x + loaded * walk.x_image(), operands.gy + loaded * walk.gy_image()});
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first_row = task % blocks * block;
-        const int64_t block_rows = least(block, rows - first_row);
+        const int64_t at = task % blocks;
+        const Range of_block = {rows * at / blocks, rows * (at + 1) / blocks};
         const int64_t place = task / blocks % places;
         const int64_t group = task / blocks / places % p.groups;
         const int64_t chunk = task / blocks / places / p.groups;
-        const int64_t i = place / p.window[2].size / p.window[1].size;
-        const int64_t j = place / p.window[2].size % p.window[1].size;
-        const int64_t l = place % p.window[2].size;
-        Acc* const sums = partial.data() + chunk * count +
-                          ((group * places + place) * rows + first_row) * sum_row;
-        for (int64_t n = walked * chunk / chunks; n < walked * (chunk + 1) / chunks; ++n) {
-          PixelPairs<Acc> pairs{walk,
-                                x.data() + n * walk.x_image() + group * p.c,
-                                gy.data() + n * walk.gy_image() + group * p.k,
-                                {i * p.window[0].dilation - p.window[0].padding,
-                                 j * p.window[1].dilation - p.window[1].padding,
-                                 l * p.window[2].dilation - p.window[2].padding},
-                                0,
-                                {0, 0}};
-          for (pairs.od = 0; pairs.od < p.out[0]; ++pairs.od)
-            for (int64_t oh = 0; oh < p.out[1]; oh += band) {
-              pairs.rows = {oh, least(oh + band, p.out[1])};
-              in_steps<kMaxVectors>(sum_row / kLanes<T>, [&](auto vectors, int64_t vector) {
-                constexpr int kVectors = decltype(vectors)::value;
-                const int64_t first = vector * kLanes<T>;
-                in_steps<kWgradRows>(block_rows, [&](auto broadcast, int64_t row) {
-                  wgrad_tile<kPairs, Acc, decltype(broadcast)::value, kVectors>(
-                      pairs, broadcast_x, first_row + row, first, sums + row * sum_row + first,
-                      sum_row, lanes - first);
-                });
-              });
-            }
-        }
+        const int64_t offset[3] = {
+            place / p.window[2].size / p.window[1].size * p.window[0].dilation -
+                p.window[0].padding,
+            place / p.window[2].size % p.window[1].size * p.window[1].dilation -
+                p.window[1].padding,
+            place % p.window[2].size * p.window[2].dilation - p.window[2].padding};
+        sums.run({operands.x + group * p.c, operands.gy + group * p.k}, offset,
+                 {walked * chunk / chunks, walked * (chunk + 1) / chunks}, of_block, from > 0,
+                 partial.data() + chunk * count +
+                     ((group * places + place) * rows + of_block.begin) * sum_row);
       }
     });
   }
@@ -276,7 +373,7 @@ void wgrad_images(const WgradWalk& walk, int64_t images, const Load& load, T* gw
                   const Context& context) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bf16>) {
-    if (has_pairs() && walk.p.n > 1) return wgrad_loaded<true>(walk, images, load, gw, context);
+    if (has_pairs()) return wgrad_loaded<true>(walk, images, load, gw, context);
   }
 #endif
   wgrad_loaded<false>(walk, images, load, gw, context);

@@ -24,7 +24,7 @@ enum class ConvPath : uint8_t {
   rows,     // depthwise, contiguous: vectors along W, rows share their loads
   pixels,   // depthwise, channels-last: vectors along the channels
   product,  // vectors along the channels, pixels are rows of a tile product
-  planes,   // contiguous, too few channels for a vector: flat runs over a band of planes
+  planes,   // too few channels for a vector: flat runs over a band of contiguous planes
 };
 
 constexpr const char* name_of(ConvPath path) {
@@ -38,18 +38,22 @@ WEFT_HD constexpr bool conv_is_depthwise(const ConvProblem& p) {
 }
 
 // `lanes`: numbers of the accumulation type in a vector; `channels`: of one group, on the side that
-// vectors would run along.
-WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int64_t lanes) {
+// vectors would run along. Channels-last maps of a window are copied to planes where a vector would
+// be `empty` times as long as the channels: then the copies are worth it.
+WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int64_t lanes,
+                                     int64_t empty) {
   if (conv_is_depthwise(p)) return p.channels_last ? ConvPath::pixels : ConvPath::rows;
-  return p.channels_last || channels >= lanes ? ConvPath::product : ConvPath::planes;
+  const bool fills =
+      p.channels_last ? empty * channels > lanes || p.window_elements() == 1 : channels >= lanes;
+  return fills ? ConvPath::product : ConvPath::planes;
 }
 
-// fprop and dgrad.
+// fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
-  return conv_path(p, transposed ? p.c : p.k, lanes);
+  return conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
-  return conv_path(p, p.c > p.k ? p.c : p.k, lanes);
+  return conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
 }
 
 // Whether all gradients come of one walk on CPU: where no two of them are a tile product.
@@ -75,9 +79,11 @@ WEFT_HD constexpr int64_t conv_least_bytes(const ConvProblem& p, ConvStep step) 
   return elements * size_of(p.dtype);
 }
 
-// With the copies that the product makes of contiguous operands: written and read once more.
+// With the copies that the product makes of contiguous operands, and planes of channels-last maps:
+// written and read once more.
 WEFT_HD constexpr int64_t conv_bytes(const ConvProblem& p, ConvStep step, ConvPath path) {
   int64_t copied = 0;
+  if (path == ConvPath::planes && p.channels_last) copied = p.in_elements() + p.out_elements();
   if (path == ConvPath::product && !p.channels_last) {
     if (step != ConvStep::dgrad) copied += p.in_elements();
     if (step != ConvStep::fprop) copied += p.out_elements();

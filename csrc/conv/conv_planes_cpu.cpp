@@ -1,7 +1,6 @@
-// Contiguous tensors of few channels; see conv/conv_planes.h.
+// Tensors of few channels; see conv/conv_planes.h and, channels-last, conv/conv_planes_last.h.
 #include "conv/conv_cpu.h"
-#include "conv/conv_planes.h"
-#include "conv/conv_planes_wgrad.h"
+#include "conv/conv_planes_last.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -10,8 +9,12 @@ void conv_planes_gather(const ConvProblem& p, bool transposed, const void* src, 
   const Gather g = transposed ? dgrad_gather(p) : fprop_gather(p);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    gather_planes(p, g, static_cast<const T*>(src), static_cast<const T*>(w),
-                  static_cast<const T*>(bias), static_cast<T*>(dst), context);
+    const auto *from = static_cast<const T*>(src), *weights = static_cast<const T*>(w),
+               *start = static_cast<const T*>(bias);
+    auto* to = static_cast<T*>(dst);
+    if (p.channels_last)
+      return gather_planes_last(p, transposed, from, weights, start, to, context);
+    gather_planes(p, g, from, weights, start, to, context);
   });
 }
 
@@ -19,8 +22,8 @@ void conv_planes_wgrad(const ConvProblem& p, const void* x, const void* gy, void
                        const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    wgrad_planes(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw),
-                 context);
+    const auto run = p.channels_last ? wgrad_planes_last<T> : wgrad_planes<T>;
+    run(p, static_cast<const T*>(x), static_cast<const T*>(gy), static_cast<T*>(gw), context);
   });
 }
 

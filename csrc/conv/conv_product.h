@@ -2,94 +2,36 @@
 //
 // A task is a block of destination pixels, from any rows and images, × a slab of destination
 // channels. For each place of the window a table holds where each pixel of the block reads the
-// source (a row of zeros in the padding); the batch-reduce product of gemm/packed_cpu.h then takes
-// the pixels' channels as rows of A and weights, packed once per call, as panels of B. Blocks of
-// weights stay in the first-level cache while all pixels of the block go through them, the block's
-// sums in the second-level one. A strided dgrad takes its pixels phase by phase, so that all of a
-// block meet the same places. Few channels: the places of a block of terms are one call, and where
-// the source is copied anyhow, its columns are padded, so that a row of the window is one run of
-// terms. The finished block is written in either layout. Bound: FLOPs. Groups much narrower than a
-// vector waste it.
+// source; the batch-reduce product of gemm/packed_cpu.h then takes the pixels' channels as rows of
+// A and weights, packed once per call, as panels of B (conv_block_product.h). Blocks of weights
+// stay in the first-level cache while all pixels of the block go through them, the block's sums in
+// the second-level one. A strided dgrad takes its pixels phase by phase, so that all of a block
+// meet the same places. Few channels: the places of a block of terms are one call, and where the
+// source is copied anyhow, its columns are padded, so that a row of the window is one run of terms.
+// The finished block is written in either layout. Bound: FLOPs; bytes where windows are of one
+// place and channels few. Groups narrower than a vector waste it.
 //
 // Operands are numbers of the accumulation type or, where the processor has products of bf16, words
 // of two neighbouring channels (pairs_cpu.h). Tried and lost: tiles of one row of pixels that take
 // all terms at once, which stream the weights once a row.
 #pragma once
 
+#include "conv/conv_block_product.h"
 #include "conv/conv_panels.h"
 #include "conv/conv_pixel_walk.h"
 #include "conv/conv_transpose.h"
-#include "gemm/packed_cpu.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
 inline constexpr int64_t kSlabVectors = 16;  // of destination channels that a task takes
 
-template <bool kPairs, int kVectors = kPanelVectors, class Acc>
-void panel_product(int vectors, const PackedBatch<Acc>& batch, int64_t rows, bool add,
-                   Acc* const* out) {
-  if constexpr (kVectors > 1) {
-    if (vectors < kVectors)
-      return panel_product<kPairs, kVectors - 1>(vectors, batch, rows, add, out);
-  }
-  packed_batch<kVectors, kPairs>(batch, rows, add, out);
+// Blocks of equal size, so that threads have equal work.
+inline int64_t block_count(int64_t pixels) {
+  constexpr int64_t kBlocks = 8, kLeastPixels = 24;
+  const int64_t wanted = round_up(ceil_div(pixels, kBlockPixels), kBlocks);
+  return most(1, least(wanted, pixels / kLeastPixels));
 }
-
-// Sums of a block: for each place, channels and panel in turn.
-template <bool kPairs, class Acc>
-class BlockProduct {
- public:
-  static constexpr int64_t kBatch = 16;
-  // Terms that are added up before they join a block's sums: a longer sum leaves more error.
-  static constexpr int64_t kSumTerms = 64;
-
-  BlockProduct() : table_(kBatch * kBlockPixels), ways_(kBlockPixels) {}
-
-  // sums[pixel, slab's lane]; `terms` of each place, which lie together.
-  template <class FindPixels>
-  void run(const FindPixels& find, const PixelPhase& phase, int64_t terms, int64_t pixels,
-           int64_t group_step, const WeightPanel<Acc>* panels, int64_t panel_count, Acc* sums,
-           int64_t sum_row) {
-    const int64_t most_places = least(kBatch, most(1, kSumTerms / most(terms, 1)));
-    const int64_t blocks = most(1, ceil_div(terms, kSumTerms));
-    bool add = false;
-    int64_t place = 0;
-    while (place < phase.places) {
-      int64_t found = 0;
-      int64_t index[kBatch];
-      // Which places are summed together does not depend on the block's pixels: the bits of a pixel
-      // are the same in any part of a map.
-      for (const int64_t end = least(place + most_places, phase.places); place < end; ++place)
-        if (find(place, table_.data() + found * kBlockPixels)) index[found++] = place;
-      if (found == 0) continue;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t first = terms * block / blocks, last = terms * (block + 1) / blocks;
-        Acc* column = sums;
-        for (int64_t i = 0; i < panel_count; ++i) {
-          const WeightPanel<Acc>& panel = panels[i];
-          const int64_t width = panel.vectors * kLanes<Acc>;
-          const Acc* weights[kBatch];
-          for (int64_t b = 0; b < found; ++b)
-            weights[b] = panel.weights + ((phase.first_place + index[b]) * terms + first) * width;
-          for (int64_t r = 0; r < pixels; ++r) ways_[r] = column + r * sum_row;
-          panel_product<kPairs>(panel.vectors,
-                                PackedBatch<Acc>{table_.data(), kBlockPixels, weights, found,
-                                                 panel.group * group_step + first, last - first},
-                                pixels, add, ways_.data());
-          column += width;
-        }
-        add = true;
-      }
-    }
-    if (!add)
-      for (int64_t r = 0; r < pixels; ++r) fill(sums + r * sum_row, sum_row, Acc{0});
-  }
-
- private:
-  Scratch<const Acc*> table_;
-  Scratch<Acc*> ways_;
-};
 
 template <bool kPairs, class T>
 void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
@@ -128,14 +70,14 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
   const int64_t panel_count = layout.groups * layout.panels;
   Scratch<Acc> packed(p.groups * vectors * kLane * layout.terms());
   Scratch<WeightPanel<Acc>> panels(panel_count);
-  pack_panels<kPairs>(p, g, layout, place.data(), folded, weights, packed.data(), panels.data(),
-                      context);
   Scratch<Acc> wide_bias(p.groups * vectors * kLane);
   fill(wide_bias.data(), p.groups * vectors * kLane, Acc{0});
   if (bias != nullptr)
     for (int64_t i = 0; i < p.groups; ++i)
       for (int64_t k = 0; k < g.dst_channels; ++k)
         wide_bias[i * vectors * kLane + k] = widen(bias[i * g.dst_channels + k]);
+  pack_panels<kPairs>(p, g, layout, place.data(), folded, weights, packed.data(), wide_bias.data(),
+                      panels.data(), context);
   const int64_t zero_count = source.pixel * (folded ? p.window[2].size : 1);
   Scratch<Acc> zeros(zero_count);
   fill(zeros.data(), zero_count, Acc{0});
@@ -144,7 +86,8 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
   const int64_t slabs = ceil_div(panel_count, slab);
   const int64_t sum_row = least(slab, panel_count) * ceil_div(vectors, layout.panels) * kLane;
   const int64_t src_image = p.groups * g.src_channels * g.src_positions();
-  const int64_t dst_image = p.groups * g.dst_channels * g.dst_positions();
+  const int64_t dst_pixel = p.groups * g.dst_channels;
+  const int64_t dst_image = dst_pixel * g.dst_positions();
   const int64_t images = copies ? images_at_a_time(p.n, src_image) : p.n;
   Scratch<Acc> copy(copies ? images * source.image(g) : 0);
   Scratch<T> last(copies && planes && !padded && !std::is_same_v<T, Stored> ? images * src_image
@@ -170,47 +113,51 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
       const int64_t all = loaded * phase.image();
       const int64_t step = phase_count == 1 ? 1 : phase.axis[2].step;
       // Several tasks, whatever the number of threads.
-      const int64_t size = least(kBlockPixels, round_up(ceil_div(all, 8), 24));
-      const int64_t blocks = ceil_div(all, size);
+      const int64_t blocks = block_count(all);
       parallel_for(context, blocks * slabs, 1, [&](int64_t begin, int64_t end) {
+        const int64_t size = ceil_div(all, blocks);
         Scratch<PixelRun> runs(size);
         Scratch<PixelSegment> segments(size);
+        Scratch<T*> to(planes ? 0 : size);
         Scratch<Acc> sums(size * sum_row);
-        BlockProduct<kPairs, Acc> product;
+        BlockProduct<kPairs, T> product(p, terms, channels / kWord, zeros.data());
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t first = task / slabs * size;
-          const int64_t pixels = least(size, all - first);
+          const int64_t first = all * (task / slabs) / blocks;
+          const int64_t last_pixel = all * (task / slabs + 1) / blocks;
           const int64_t first_panel = task % slabs * slab;
           const int64_t last_panel = least(first_panel + slab, panel_count);
-          const int64_t run_count = list_runs(phase, first, first + pixels, runs.data());
+          const int64_t run_count = list_runs(phase, first, last_pixel, runs.data());
           const auto find = [&](int64_t at, const Acc** out) {
             return find_pixels(p, g, source, zeros.data(), runs.data(), run_count,
                                place[phase.first_place + at], out);
           };
-          product.run(find, phase, terms, pixels, channels / kWord, panels.data() + first_panel,
-                      last_panel - first_panel, sums.data(), sum_row);
+          if (!planes)
+            list_pixels(g, runs.data(), run_count, step, dst + n * dst_image, dst_pixel, to.data());
+          const PixelBlock<T> block = {last_pixel - first,
+                                       panels.data() + first_panel,
+                                       last_panel - first_panel,
+                                       sums.data(),
+                                       sum_row,
+                                       planes ? nullptr : to.data()};
+          if (product.run(find, phase, block)) continue;
           const int64_t segment_count =
               list_segments(g, runs.data(), run_count, phase_count == 1, segments.data());
           const Acc* column = sums.data();
           for (int64_t at = first_panel; at < last_panel; ++at) {
             const WeightPanel<Acc>& panel = panels[at];
             const int64_t width = panel.vectors * kLane;
-            const int64_t lanes = least(width, g.dst_channels - panel.first);
-            const int64_t channel = panel.group * g.dst_channels + panel.first;
-            const Acc* const panel_bias =
-                wide_bias.data() + panel.group * vectors * kLane + panel.first;
             for (int64_t s = 0; s < segment_count; ++s) {
               const PixelSegment& segment = segments[s];
               T* const image = dst + (n + segment.n) * dst_image;
               const Acc* const from_sums = column + segment.first * sum_row;
               if (planes)
-                store_planes(p, segment, step, from_sums, sum_row, panel_bias,
-                             image + channel * g.dst_positions() + segment.at, g.dst_positions(),
-                             lanes);
+                store_planes<kPairs>(p, segment, step, from_sums, sum_row, panel.bias,
+                                     image + panel.channel * g.dst_positions() + segment.at,
+                                     g.dst_positions(), panel.lanes);
               else
-                store_pixels(p, segment, step, from_sums, sum_row, panel_bias,
-                             image + segment.at * p.groups * g.dst_channels + channel,
-                             p.groups * g.dst_channels, lanes);
+                store_pixels<kPairs>(p, segment, step, from_sums, sum_row, panel.bias,
+                                     image + segment.at * dst_pixel + panel.channel, dst_pixel,
+                                     panel.lanes);
             }
             column += width;
           }

@@ -42,18 +42,46 @@ WEFT_INLINE void add_pairs(Vec<float>& sum, Vec<float> a, Vec<float> b) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
+// store_vec by the processor's own rounding, which takes numbers below the least normal one as
+// zero, as its products do.
+WEFT_INLINE void store_rounded(bf16* address, Vec<float> value) {
+  __m256i halves;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(value));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(address), halves);
+}
+
 // One vector of elements, `count` of them, as the low halves of words.
 WEFT_INLINE Words load_halves(const bf16* address, int64_t count) {
   constexpr int kLane = kLanes<bf16>;
-  uint16_t held[kLane] = {};
-  if (count >= kLane) {
-    memcpy(held, address, sizeof(held));
-  } else if (count > 0) {
-    memcpy(held, address, count * sizeof(bf16));
-  }
-  vector_of<uint16_t, kLane>::type halves;
-  memcpy(&halves, held, sizeof(halves));
-  return __builtin_convertvector(halves, Words);
+  const unsigned mask = count >= kLane ? 0xFFFFu : count > 0 ? (1u << count) - 1 : 0u;
+  return (Words)_mm512_maskz_cvtepu16_epi32(0xFFFF, _mm256_maskz_loadu_epi16(mask, address));
+}
+
+// Words of elements of `low` and `high`, `count` of each; zeros where `high` is null.
+WEFT_INLINE Vec<float> load_pairs(const bf16* low, const bf16* high, int64_t count) {
+  const Words words = load_halves(low, count);
+  return as_floats(high == nullptr ? words : words | load_halves(high, count) << 16);
+}
+
+// Two vectors of words of elements of `low` and `high`, which are neighbours each.
+template <int kFirst, int... Half>
+WEFT_INLINE Vec<float> interleaved_halves(const bf16* low, const bf16* high,
+                                          std::integer_sequence<int, Half...>) {
+  constexpr int kHalves = sizeof...(Half);
+  using Halves = vector_of<uint16_t, kHalves>::type;
+  Halves a, b;
+  memcpy(&a, low, sizeof(a));
+  memcpy(&b, high, sizeof(b));
+  const Halves words = __builtin_shufflevector(a, b, (kFirst + Half / 2 + Half % 2 * kHalves)...);
+  Vec<float> result;
+  memcpy(&result, &words, sizeof(result));
+  return result;
+}
+WEFT_INLINE void interleave_halves(const bf16* low, const bf16* high, float* out) {
+  constexpr int kLane = kLanes<bf16>;
+  using All = std::make_integer_sequence<int, 2 * kLane>;
+  store_vec(out, interleaved_halves<0>(low, high, All{}));
+  store_vec(out + kLane, interleaved_halves<kLane>(low, high, All{}));
 }
 
 // Lane j: terms `term` and `term + 1` of column j, whose terms are `stride` apart; columns are

@@ -29,6 +29,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 _SAMPLE_SECONDS = 1e-3
 _ROTATION_BYTES = 1 << 30
 _MOST_COPIES = 64
+_SLOW_SECONDS = 0.02
 
 Call = Callable[[int], Any]
 """One call on the i-th set of inputs (modulo their number)."""
@@ -132,13 +133,19 @@ class Ceilings:
         return self._bytes_per_second
 
     def flops_per_second(self, dtype: torch.dtype) -> float:
-        """Of a large square matrix product."""
+        """Of a square matrix product, as large as does not take long: some dtypes are slow."""
         if dtype not in self._flops_per_second:
-            n = 8192 if self._device.type == "cuda" else 2048
-            a, b = (torch.randn(n, n, device=self._device).to(dtype) for _ in range(2))
-            (timing,) = time_in_turn([lambda _: a @ b], self._device, Effort(0.5, 3, 20))
-            self._flops_per_second[dtype] = 2 * n**3 / timing.least
+            n, most = 256, 8192 if self._device.type == "cuda" else 2048
+            while n < most and self._product_seconds(n, dtype, Effort(0, 2, 2)) < _SLOW_SECONDS:
+                n *= 2
+            seconds = self._product_seconds(n, dtype, Effort(0.5, 3, 20))
+            self._flops_per_second[dtype] = 2 * n**3 / seconds
         return self._flops_per_second[dtype]
+
+    def _product_seconds(self, n: int, dtype: torch.dtype, effort: Effort) -> float:
+        a, b = (torch.randn(n, n, device=self._device).to(dtype) for _ in range(2))
+        (timing,) = time_in_turn([lambda _: a @ b], self._device, effort)
+        return timing.least
 
     def as_dict(self) -> dict[str, Any]:
         flops = {str(d).removeprefix("torch."): f for d, f in self._flops_per_second.items()}

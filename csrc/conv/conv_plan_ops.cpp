@@ -68,11 +68,7 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
   plan.blocks = cuda.blocks;
   plan.threads = cuda.tile.threads();
   plan.shared_bytes = cuda.shared_bytes;
-  if (step == ConvStep::dgrad)  // a launch for each phase
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t stride = p.window[axis].stride, extent = p.in[axis];
-      plan.launches *= stride < extent ? stride : extent;
-    }
+  plan.launches = cuda.launches;
   note_plan(std::move(plan));
   if (step == ConvStep::wgrad) note_wgrad_sum(p, cuda.splits, wgrad_workspace(p, cuda));
 }

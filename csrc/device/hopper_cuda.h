@@ -10,7 +10,6 @@
 
 #include "device/hopper.h"
 
-#define WEFT_CONSTANT const __grid_constant__
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define WEFT_SM90A_ASM(...) asm volatile(__VA_ARGS__)

@@ -8,7 +8,6 @@
 
 #include "device/hopper.h"
 
-#define WEFT_CONSTANT const
 
 namespace weft::device {
 

@@ -55,10 +55,13 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
     plan.kernel += "_wgmma";
     plan.path = "product of warpgroups";
     plan.tile = {{"m", conv_wgmma::kRows}, {"n", tiles.columns}, {"k", conv_wgmma::kDepth}};
-    plan.blocks = tiles.tiles_m * tiles.tiles_n;
+    plan.blocks = tiles.blocks();
     plan.threads = conv_wgmma::kThreads;
     plan.shared_bytes = conv_wgmma::shared_bytes(tiles.columns);
-    return note_plan(std::move(plan));
+    note_plan(std::move(plan));
+    if (step == ConvStep::wgrad)
+      note_wgrad_sum(p, tiles.splits, tiles.splits * p.weight_elements() * 4);
+    return;
   }
   const ConvCudaPlan cuda = plan_conv_cuda(p, product);
   if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));

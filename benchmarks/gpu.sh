@@ -74,8 +74,7 @@ machine() {
 sanitizer() {
   local tool=$1
   shift
-  compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name-exclude regex=at:: \
-    $PYTHON -m pytest -x "$@"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 $PYTHON -m pytest -x "$@"
 }
 
 export PYTHON

@@ -105,8 +105,8 @@ class EagerNode final : public torch::autograd::Node {
   std::vector<torch::autograd::SavedVariable> saved_;
 };
 
-// As torch's own nodes are made: torch counts their references inside them from 2.13 on; before, long
-// graphs are taken apart by its `deleteNode` so that destructors do not nest.
+// As torch's own nodes are made: torch counts their references inside them from 2.13 on; before,
+// long graphs are taken apart by its `deleteNode` so that destructors do not nest.
 template <class Node, class Argument>
 NodePointer make_node(const Argument& argument) {
   if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>)

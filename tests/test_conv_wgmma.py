@@ -40,6 +40,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "gaps": ((2, 16, 17, 16), (16, 16, 2, 2), {"stride": (3, 8), "padding": 1}),
     "one_column": ((4, 16, 40, 1), (16, 16, 3, 1), {"padding": (1, 0)}),
     "one_row": ((4, 16, 1, 200), (16, 16, 1, 3), {"padding": (0, 150), "dilation": (1, 100)}),
+    "many_windows": ((1, 16, 33, 32), (24, 16, 2, 1), {"padding": (1, 0)}),
     "volume": ((1, 16, 5, 6, 7), (16, 16, 2, 3, 2), {"padding": 1}),
     "strided_volume": ((2, 16, 5, 6, 7), (16, 16, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}),
 }
@@ -77,9 +78,10 @@ def test_integers_are_exact(case: str, dtype: torch.dtype, device: torch.device)
     assert torch.equal(actual, expected.to(dtype))
     seed = torch.randint(-2, 3, actual.shape, device=device)
     seed = seed.contiguous(memory_format=layout)
-    (gx,) = torch.autograd.grad(actual, x, seed.to(dtype))
-    (exact,) = torch.autograd.grad(expected, doubles[0], seed.double())
-    assert torch.equal(gx, exact.to(dtype))
+    gradients = torch.autograd.grad(actual, (x, w), seed.to(dtype))
+    exact = torch.autograd.grad(expected, doubles[:2], seed.double())
+    for got, want in zip(gradients, exact, strict=True):
+        assert torch.equal(got, want.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -142,8 +144,11 @@ def test_every_width_of_a_tile(channels: int, dtype: torch.dtype, device: torch.
     wide = torch.zeros(2, channels, 16, 16, dtype=dtype, device=device)
     wide = wide.contiguous(memory_format=torch.channels_last).requires_grad_()
     v = integers((8, channels, 1, 1), dtype, device)
-    (gx,) = torch.autograd.grad(W.conv2d(wide, v), wide, x)
-    assert torch.equal(gx, F.conv_transpose2d(x.float(), v.float()).to(dtype))
+    v.requires_grad_()
+    gx, gv = torch.autograd.grad(W.conv2d(wide + 1, v), (wide, v), x)
+    assert torch.equal(gx, F.conv_transpose2d(x.float(), v.detach().float()).to(dtype))
+    sums = x.double().sum((0, 2, 3))[:, None, None, None].to(dtype)
+    assert torch.equal(gv, sums.expand_as(gv))
 
 
 # ---- on the host: which kernels run, and what they move -----------------------------------------
@@ -167,6 +172,27 @@ def test_which_cases_run_on_hoppers_words(case: str) -> None:
     assert fprop == "conv_fprop_wgmma"
     stride = window.get("stride", 1)
     assert dgrad == ("conv_dgrad_wgmma" if stride == 1 else "conv_dgrad_product")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weight_gradients_run_on_hoppers_words(case: str) -> None:
+    size, weight, window = CASES[case]
+    x = torch.ones(size, dtype=torch.bfloat16).contiguous(memory_format=LAST[len(size)])
+    w = torch.ones(weight, dtype=torch.bfloat16, requires_grad=True)
+    module = conv(len(size) - 2, W)
+    with sm90a_kernels():
+        plan = weft.explain(module, x, w, **window, backward=True, target="cuda")[1]
+        with host_execution() as run:
+            module(x, w, **window).sum().backward()
+    names = [r.kernel for r in run.launches]
+    assert names[1:] == ["conv_wgrad_wgmma", "conv_wgrad_sum"]
+    launch = run.launches[1]
+    assert (plan.kernel, plan.blocks, plan.threads, plan.shared_bytes) == (
+        launch.kernel,
+        launch.blocks,
+        launch.threads,
+        launch.shared_bytes,
+    )
 
 
 OTHERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {

@@ -174,7 +174,12 @@ def test_maps_that_the_hardware_has_not_are_refused(word: str, device: torch.dev
 
 @pytest.mark.parametrize(
     ("major", "columns"),
-    [(m, n) for m in ("", ".columns") for n in (8, 40, 64, 128, 256) if not m or n % 64 == 0],
+    [
+        (m, n)
+        for m in ("", ".columns", ".both")
+        for n in (8, 40, 64, 128, 256)
+        if not m or n % 64 == 0
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_wgmma(dtype: torch.dtype, major: str, columns: int, device: torch.device) -> None:
@@ -183,7 +188,8 @@ def test_wgmma(dtype: torch.dtype, major: str, columns: int, device: torch.devic
     b = torch.randint(-8, 9, (64, columns)).to(dtype)  # [k, column]
     # [piece of 64 columns, k, column], or [column, k]
     tile_b = b.view(64, -1, 64).transpose(0, 1) if major else b.t()
-    tiles = torch.cat([swizzled(t.reshape(-1, 64)) for t in (a, tile_b)])
+    tile_a = a.transpose(1, 2) if major == ".both" else a  # [warpgroup, k, row]
+    tiles = torch.cat([swizzled(t.reshape(-1, 64)) for t in (tile_a, tile_b)])
     input = padded(tiles, 2 * 64 * columns * 4)
     raw = run(f"wgmma.{name}{major} {columns}", input.to(device)).cpu()
     got = raw[: 2 * 64 * columns * 4].view(torch.float32).view(2, 128, columns // 2)

@@ -228,6 +228,7 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                   const Context& context) {
   if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::wgrad); tiles.tiled)
     return launch_depthwise_wgrad(p, tiles, x, gy, gw, context);
+  if (launch_wgmma_wgrad(p, x, gy, gw, context)) return;
   const bool aligned = begins_pack(x) && begins_pack(gy);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::wgrad, aligned);
   if (plan.path == ConvCudaPlan::Path::product)

@@ -22,6 +22,10 @@ void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
 bool launch_wgmma(const ConvProblem& p, ConvProduct step, const void* map, const void* w,
                   const void* bias, void* out, const Context& context);
 
+// The same of wgrad (conv_wgmma_wgrad.cu); context.workspace is that of the other product's plan.
+bool launch_wgmma_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
+                        const Context& context);
+
 // gw = the partial sums [splits, weights] added in order.
 void launch_wgrad_sum(const ConvProblem& p, int64_t splits, const void* partial, void* gw,
                       const Context& context);

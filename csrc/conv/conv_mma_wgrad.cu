@@ -20,7 +20,8 @@ template <class Kernel, class T>
 WEFT_GLOBAL WEFT_HOT void conv_wgrad_product(TileProduct t, const T* gy, const T* x,
                                              accumulate_t<T>* partial) {
   using Acc = accumulate_t<T>;
-  Kernel::run(t, gy, x, partial, [](int, int, Acc sum) { return sum; });
+  const auto block = static_cast<unsigned>(device::block_index());
+  Kernel::run(t, block, gy, x, partial, [](int, int, Acc sum) { return sum; });
 }
 
 template <class T>

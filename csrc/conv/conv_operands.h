@@ -161,8 +161,7 @@ inline Phase phase_of(const Window& w, int64_t extent, int64_t remainder) {
   Phase phase;
   const int64_t first = ceil_div(w.padding - remainder, w.stride);  // of first_input, in strides
   phase.first_input = first * w.stride + remainder - w.padding;
-  phase.inputs =
-      phase.first_input < extent ? ceil_div(extent - phase.first_input, w.stride) : int64_t{0};
+  phase.inputs = conv_plan::phase_inputs(w, extent, remainder);
   phase.place_step = w.stride / std::gcd(w.stride, w.dilation);
   while (phase.first_place < phase.place_step &&
          phase.first_place * w.dilation % w.stride != remainder)
@@ -176,7 +175,7 @@ inline Phase phase_of(const Window& w, int64_t extent, int64_t remainder) {
   return phase;
 }
 
-// The product of one phase; `rows` is 0 where no input belongs to it.
+// The product of one phase that inputs belong to.
 inline TileProduct dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan,
                                  const int64_t (&remainder)[3]) {
   TileProduct t;

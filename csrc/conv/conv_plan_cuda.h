@@ -80,6 +80,7 @@ struct ConvCudaPlan {
   int64_t splits = 1;       // of the reduction of wgrad, added in a second launch
   int64_t split_steps = 0;  // tiles of the reduction in each
   int64_t blocks = 0;
+  int64_t launches = 1;  // of dgrad, for its phases
   int64_t shared_bytes = 0;
 };
 
@@ -119,6 +120,30 @@ constexpr bool fits(const ConvProblem& p) {
       return false;
   return p.groups < kIndices && p.n * std::max(p.in_positions(), p.out_positions()) < kIndices &&
          std::max(p.c, p.k) * p.window_elements() < kIndices;
+}
+
+// Phases of a strided dgrad that share a launch; more take another.
+constexpr int kMostPhases = 16;
+
+// The inputs of one axis whose padded position leaves `remainder` by the stride.
+constexpr int64_t phase_inputs(const Window& w, int64_t extent, int64_t remainder) {
+  const int64_t first =
+      ceil_div(w.padding - remainder, w.stride) * w.stride + remainder - w.padding;
+  return first < extent ? ceil_div(extent - first, w.stride) : 0;
+}
+
+// body(remainders, inputs) for each phase of dgrad that has inputs.
+template <class Body>
+constexpr void for_phases(const ConvProblem& p, const Body& body) {
+  const auto inputs = [&](int a, int64_t r) { return phase_inputs(p.window[a], p.in[a], r); };
+  for (int64_t d = 0; d < p.window[0].stride; ++d) {
+    if (inputs(0, d) == 0) continue;
+    for (int64_t h = 0; h < p.window[1].stride; ++h) {
+      if (inputs(1, h) == 0) continue;
+      for (int64_t w = 0; w < p.window[2].stride; ++w)
+        if (inputs(2, w) != 0) body({d, h, w}, p.n * inputs(0, d) * inputs(1, h) * inputs(2, w));
+    }
+  }
 }
 
 }  // namespace conv_plan
@@ -179,6 +204,15 @@ inline ConvCudaPlan plan_conv_cuda(const ConvProblem& p, ConvProduct product, bo
     plan.splits = ceil_div(steps, plan.split_steps);
   }
   plan.blocks = tiles * plan.splits;
+  if (product == ConvProduct::dgrad) {
+    int64_t phases = 0;
+    plan.blocks = 0;
+    for_phases(p, [&](const int64_t (&)[3], int64_t rows) {
+      ++phases;
+      plan.blocks += ceil_div(rows, plan.tile.m) * ceil_div(plan.columns, plan.tile.n) * p.groups;
+    });
+    plan.launches = ceil_div(phases, int64_t{kMostPhases});
+  }
   if (plan.blocks > kInt) return {};
   plan.shared_bytes = shared_bytes(plan.tile, product, size);
   return plan;

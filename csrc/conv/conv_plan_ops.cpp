@@ -55,10 +55,13 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
     plan.kernel += "_wgmma";
     plan.path = "product of warpgroups";
     plan.tile = {{"m", conv_wgmma::kRows}, {"n", tiles.columns}, {"k", conv_wgmma::kDepth}};
-    plan.blocks = tiles.tiles_m * tiles.tiles_n;
+    plan.blocks = tiles.blocks();
     plan.threads = conv_wgmma::kThreads;
     plan.shared_bytes = conv_wgmma::shared_bytes(tiles.columns);
-    return note_plan(std::move(plan));
+    note_plan(std::move(plan));
+    if (step == ConvStep::wgrad)
+      note_wgrad_sum(p, tiles.splits, tiles.splits * p.weight_elements() * 4);
+    return;
   }
   const ConvCudaPlan cuda = plan_conv_cuda(p, product);
   if (cuda.path == ConvCudaPlan::Path::walk) return note_plan(std::move(plan));
@@ -68,11 +71,7 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
   plan.blocks = cuda.blocks;
   plan.threads = cuda.tile.threads();
   plan.shared_bytes = cuda.shared_bytes;
-  if (step == ConvStep::dgrad)  // a launch for each phase
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t stride = p.window[axis].stride, extent = p.in[axis];
-      plan.launches *= stride < extent ? stride : extent;
-    }
+  plan.launches = cuda.launches;
   note_plan(std::move(plan));
   if (step == ConvStep::wgrad) note_wgrad_sum(p, cuda.splits, wgrad_workspace(p, cuda));
 }

@@ -13,103 +13,29 @@
 // Bound: FLOPs of the tensor cores; a step of a tile of 256 columns multiplies 85 numbers for each
 // one that it copies. Compiled for sm_90a and run on the host; not measured on a GPU yet, so it
 // runs where Context::sm90a asks for it.
-#include "conv/conv_cuda.h"
-#include "conv/conv_wgmma_plan.h"
-#include "device/hopper.h"
+#include "conv/conv_wgmma.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
-using conv_wgmma::kConsumerWarps;
-using conv_wgmma::kDepth;
-using conv_wgmma::kRows;
-using conv_wgmma::kStages;
-using conv_wgmma::kThreads;
 using device::load;
 using device::Major;
-using device::MBarrier;
 using device::Pack;
-using device::TensorMap;
-
-constexpr int kGroupRows = 64;  // of a warpgroup
-
-// The walk of windows, with axes W, H, D as copies order them.
-struct Walk {
-  int rank;
-  int rows[3];
-  int first[3];
-  int stride[3];
-  int dilation[3];
-  int places[3];
-  int channel_steps;
-  bool reversed;
-  int columns;
-  int tiles_n;
-  int64_t total_rows;
-
-  WEFT_HD int all_places() const { return places[0] * places[1] * places[2]; }
-  WEFT_HD int steps() const { return all_places() * channel_steps; }
-};
 
 struct Epilogue {
   Activation activation;  // none, relu or leaky_relu
   float slope;
 };
 
-template <class T, Major kWeights, int kColumns>
-struct Ring {
-  static constexpr int kElementsA = kRows * kDepth;
-  static constexpr int kElementsB = kColumns * kDepth;
-  static constexpr int kStageBytes = (kElementsA + kElementsB) * 2;
-  static_assert(kElementsA * 2 % device::kBoxAlignment == 0 && kColumns % 64 == 0);
-
-  T* tiles;
-  MBarrier* full;   // a stage's bytes have landed
-  MBarrier* empty;  // all consumers are done with it
-
-  WEFT_DEVICE T* a(int stage) const { return tiles + stage * (kElementsA + kElementsB); }
-  WEFT_DEVICE T* b(int stage) const { return a(stage) + kElementsA; }
-
-  WEFT_DEVICE Ring() {
-    device::SharedMemory memory;
-    tiles = memory.take<T, device::kBoxAlignment>(kStages * (kElementsA + kElementsB));
-    full = memory.take<MBarrier>(kStages);
-    empty = memory.take<MBarrier>(kStages);
-    if (device::thread_index() == 0)
-      for (int i = 0; i < kStages; ++i) {
-        full[i].init(1);
-        empty[i].init(kConsumerWarps);
-      }
-    device::barrier();
-  }
-};
-
-WEFT_DEVICE void copy_windows(int rank, void* to, const TensorMap& map, MBarrier& landed,
-                              const device::WindowAt& at) {
-  if (rank == 3)
-    device::tma_load_im2col<3>(to, map, landed, at);
-  else if (rank == 4)
-    device::tma_load_im2col<4>(to, map, landed, at);
-  else
-    device::tma_load_im2col<5>(to, map, landed, at);
-}
-
 // One thread. The tile's first window, then every place with all its channels.
 template <class Ring, Major kWeights, int kColumns>
 WEFT_DEVICE void produce(const Ring& ring, const TensorMap& map, const TensorMap& weights,
                          const Walk& walk, int64_t first_row, int first_column) {
-  device::WindowAt at;
-  for (int a = 0; a < 3; ++a) {
-    at.base[a] = walk.first[a] + static_cast<int>(first_row % walk.rows[a]) * walk.stride[a];
-    first_row /= walk.rows[a];
-  }
-  at.image = static_cast<int>(first_row);
+  device::WindowAt at = window_at(walk, first_row);
   const int places = walk.all_places();
   int step = 0;
   for (int place = 0; place < places; ++place) {
-    at.offset[0] = place % walk.places[0] * walk.dilation[0];
-    at.offset[1] = place / walk.places[0] % walk.places[1] * walk.dilation[1];
-    at.offset[2] = place / walk.places[0] / walk.places[1] * walk.dilation[2];
+    set_place(walk, place, at);
     const int weight_place = walk.reversed ? places - 1 - place : place;
     for (int i = 0; i < walk.channel_steps; ++i, ++step) {
       const int stage = step % kStages;
@@ -214,7 +140,7 @@ template <class T, Major kWeights, int kColumns>
 WEFT_GLOBAL WEFT_HOT void conv_wgmma_tiles(WEFT_CONSTANT TensorMap map,
                                            WEFT_CONSTANT TensorMap weights, Walk walk,
                                            Epilogue epilogue, const T* bias, T* out) {
-  using Stages = Ring<T, kWeights, kColumns>;
+  using Stages = Ring<T, kColumns>;
   const Stages ring;
   const int first_column = static_cast<int>(device::block_index() % walk.tiles_n) * kColumns;
   const int64_t first_row = device::block_index() / walk.tiles_n * kRows;
@@ -230,46 +156,6 @@ WEFT_GLOBAL WEFT_HOT void conv_wgmma_tiles(WEFT_CONSTANT TensorMap map,
 }
 
 // ---- launchers -------------------------------------------------------------------------------
-
-Walk walk_of(const ConvProblem& p, const ConvWgmmaPlan& plan) {
-  Walk walk{};
-  walk.rank = plan.rank;
-  walk.total_rows = p.n;
-  for (int a = 0; a < 3; ++a) {
-    walk.rows[a] = static_cast<int>(plan.windows.rows[2 - a]);
-    walk.first[a] = static_cast<int>(plan.windows.lower[2 - a]);
-    walk.stride[a] = static_cast<int>(p.window[2 - a].stride);
-    walk.dilation[a] = static_cast<int>(p.window[2 - a].dilation);
-    walk.places[a] = static_cast<int>(p.window[2 - a].size);
-    walk.total_rows *= walk.rows[a];
-  }
-  walk.channel_steps = static_cast<int>(ceil_div(plan.windows.channels, kDepth));
-  walk.reversed = plan.windows.reversed;
-  walk.columns = static_cast<int>(plan.windows.columns);
-  walk.tiles_n = static_cast<int>(plan.tiles_n);
-  return walk;
-}
-
-// The map as [n, (d, (h,)) w, channels].
-TensorMap windows_of(const ConvProblem& p, const ConvWgmmaPlan& plan, const void* map) {
-  const int axes = plan.rank - 2;
-  device::TensorView view{map, p.dtype, plan.rank, {plan.windows.channels}, {1}};
-  device::WindowBox box;
-  box.channels = kDepth;
-  box.pixels = kRows;
-  int64_t step = plan.windows.channels;
-  for (int a = 0; a < axes; ++a) {
-    view.extent[a + 1] = plan.windows.map[2 - a];
-    view.step[a + 1] = step;
-    step *= plan.windows.map[2 - a];
-    box.lower[a] = static_cast<int>(plan.windows.lower[2 - a]);
-    box.upper[a] = static_cast<int>(plan.windows.upper[2 - a]);
-    box.stride[a] = static_cast<int>(p.window[2 - a].stride);
-  }
-  view.extent[axes + 1] = p.n;
-  view.step[axes + 1] = step;
-  return device::tensor_map(view, box);
-}
 
 // The weights as [k, place, c].
 TensorMap weights_of(const ConvProblem& p, const ConvWgmmaPlan& plan, const void* w) {
@@ -287,8 +173,9 @@ void launch_tiles(const ConvProblem& p, const ConvWgmmaPlan& plan, const void* m
   device::launch(
       {plan.windows.reversed ? "conv_dgrad_wgmma" : "conv_fprop_wgmma", plan.tiles_m * plan.tiles_n,
        kThreads, conv_wgmma::shared_bytes(kColumns), context.stream},
-      conv_wgmma_tiles<T, kWeights, kColumns>, windows_of(p, plan, map), weights_of(p, plan, w),
-      walk_of(p, plan), epilogue, static_cast<const T*>(bias), static_cast<T*>(out));
+      conv_wgmma_tiles<T, kWeights, kColumns>, windows_of(p, plan, kRows, map),
+      weights_of(p, plan, w), walk_of(p, plan), epilogue, static_cast<const T*>(bias),
+      static_cast<T*>(out));
 }
 
 template <class T, Major kWeights>

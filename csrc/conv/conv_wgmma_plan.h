@@ -1,7 +1,8 @@
 // Which convolutions run on Hopper's warpgroup products, and in which tiles: a pure function.
 //
 // fprop, and dgrad of stride 1, which is fprop over gy with the places of the window in reverse and
-// the channels of the weights exchanged. Both are a walk of windows over a channels-last map, so
+// the channels of the weights exchanged; and wgrad, whose tiles are output channels by channels of
+// a place, and whose reduction is the walk. All are a walk of windows over a channels-last map, so
 // that the copies can take the map apart themselves (device/hopper.h, WindowBox); what their limits
 // do not allow stays with the plan of conv_plan_cuda.h.
 #pragma once
@@ -28,6 +29,10 @@ struct ConvWgmmaPlan {
   int rank = 4;      // of the map: 2 + the axes that are walked over
   int columns = 64;  // of a tile
   int64_t tiles_m = 0, tiles_n = 0;
+  int64_t splits = 1;       // of the walk of wgrad, added in a second launch
+  int64_t split_steps = 0;  // of kDepth windows, in each
+
+  constexpr int64_t blocks() const { return tiles_m * tiles_n * splits; }
 };
 
 namespace conv_wgmma {
@@ -68,9 +73,10 @@ inline ConvWgmmaPlan plan_conv_wgmma(const ConvProblem& p, ConvProduct step, boo
   const bool half = p.dtype == DType::bf16 || p.dtype == DType::f16;
   const bool cheap = p.activation != Activation::tanh && p.activation != Activation::sigmoid;
   if (!half || !cheap || !aligned || !p.channels_last || p.groups != 1 || p.c % 8 != 0 ||
-      p.k % 8 != 0 || step == ConvProduct::wgrad ||
-      plan_conv_cuda(p, step, aligned, facts).path != ConvCudaPlan::Path::product)
+      p.k % 8 != 0)
     return plan;
+  const ConvCudaPlan product = plan_conv_cuda(p, step, aligned, facts);
+  if (product.path != ConvCudaPlan::Path::product) return plan;
   const ConvWindows windows = plan.windows = conv_windows(p, step);
   const auto still = [&](int a) {
     return windows.map[a] == 1 && windows.rows[a] == 1 && p.window[a].size == 1;
@@ -86,6 +92,24 @@ inline ConvWgmmaPlan plan_conv_wgmma(const ConvProblem& p, ConvProduct step, boo
       return plan;
   }
   plan.fits = true;
+  if (step == ConvProduct::wgrad) {
+    // The widest tile that is no emptier than narrow ones; as many splits as keep the device busy.
+    const int64_t narrow = ceil_div(p.c, 64) * 64;
+    for (int width : kWidths) {
+      plan.columns = width;
+      if (ceil_div(p.c, width) * width == narrow) break;
+    }
+    plan.tiles_m = ceil_div(p.k, kRows);
+    plan.tiles_n = p.window_elements() * ceil_div(p.c, plan.columns);
+    const int64_t steps = ceil_div(p.n * p.out_positions(), kDepth);
+    // The workspace is that of the plan without Hopper's words.
+    const int64_t splits =
+        std::clamp<int64_t>(2 * facts.multiprocessors / (plan.tiles_m * plan.tiles_n), 1,
+                            std::min(product.splits, std::max<int64_t>(steps / 8, 1)));
+    plan.split_steps = ceil_div(steps, splits);
+    plan.splits = ceil_div(steps, plan.split_steps);
+    return plan;
+  }
   plan.tiles_m = ceil_div(p.n * windows.rows[0] * windows.rows[1] * windows.rows[2], kRows);
   // The widest tile that is no emptier than narrow ones and leaves no multiprocessor idle.
   const int64_t narrow = ceil_div(windows.columns, 64) * 64;

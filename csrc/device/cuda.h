@@ -10,6 +10,7 @@
 
 #define WEFT_GLOBAL __global__
 #define WEFT_DEVICE __device__ __forceinline__
+#define WEFT_CONSTANT const __grid_constant__
 #define WEFT_UNROLL _Pragma("unroll")
 #define WEFT_UNROLL_BY(count) WEFT_PRAGMA(unroll count)
 #define WEFT_PRAGMA(words) _Pragma(#words)

@@ -34,6 +34,8 @@
 //                                row k holds 64 columns, the next 64 are in a piece 64 rows (8192
 //                                bytes) further on; the address is that of row 0, 16, 32 or 48. N
 //                                is a multiple of 64
+//   a of wgmma<T, Major::columns, Major::columns>
+//                                so does row k of it its 64 rows
 #pragma once
 
 #include <stdexcept>

@@ -10,8 +10,6 @@
 
 #include "device/hopper.h"
 
-#define WEFT_CONSTANT const __grid_constant__
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define WEFT_SM90A_ASM(...) asm volatile(__VA_ARGS__)
 #else
@@ -253,14 +251,15 @@ WEFT_DEVICE void wgmma_fence(WgmmaSums<N>& sums) {
   WEFT_SM90A_ASM("wgmma.fence.sync.aligned;" :: : "memory");
 }
 
-template <class T, Major kMajor = Major::reduction, int N>
+template <class T, Major kMajorB = Major::reduction, Major kMajorA = Major::reduction, int N>
 WEFT_DEVICE void wgmma(WgmmaSums<N>& sums, const T* a, const T* b) {
   static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
-  static_assert(kMajor == Major::reduction || N % 64 == 0);
-  constexpr bool kByColumns = kMajor == Major::columns;
-  detail::wgmma_of<std::is_same_v<T, bf16>, kByColumns>(
-      sums, detail::matrix_descriptor(a, 16),
-      detail::matrix_descriptor(b, kByColumns ? 64 * kBoxRowBytes : 16));
+  static_assert(kMajorB == Major::reduction || N % 64 == 0);
+  constexpr bool kAColumns = kMajorA == Major::columns, kBColumns = kMajorB == Major::columns;
+  constexpr int kPiece = 64 * kBoxRowBytes;
+  detail::wgmma_of<std::is_same_v<T, bf16>, kBColumns, kAColumns>(
+      sums, detail::matrix_descriptor(a, kAColumns ? kPiece : 16),
+      detail::matrix_descriptor(b, kBColumns ? kPiece : 16));
 }
 
 WEFT_DEVICE void wgmma_commit() {

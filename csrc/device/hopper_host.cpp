@@ -49,7 +49,7 @@ struct PendingSums {
 struct Operands {
   const void* a;
   const void* b;
-  Major major;
+  Major major_a, major_b;
   int columns;
   int group;
   uint64_t digest;
@@ -105,8 +105,8 @@ uint64_t digest_of(const Operands& o) {
     digest += words[0] * odd ^ words[1] * (odd + 2);
     odd += 0x2545F4914F6CDD1Eu;
   };
-  for_each_chunk(o.a, Major::reduction, kWgmmaRows, add);
-  for_each_chunk(o.b, o.major, o.columns, add);
+  for_each_chunk(o.a, o.major_a, kWgmmaRows, add);
+  for_each_chunk(o.b, o.major_b, o.columns, add);
   return digest;
 }
 
@@ -186,8 +186,8 @@ class HopperBlock : public host::BlockState {
   }
 
   void wgmma(const host::Wgmma& product, const Site& site) {
-    check_operand(product.a, Major::reduction, kWgmmaRows);
-    check_operand(product.b, product.major, product.columns);
+    check_operand(product.a, product.major_a, kWgmmaRows);
+    check_operand(product.b, product.major_b, product.columns);
     PendingSums& mine = sums_of(product);
     ThreadProducts& thread = threads_[thread_index()];
     Warpgroup& group = warpgroups_[thread_index() / kWarpgroup];
@@ -199,8 +199,8 @@ class HopperBlock : public host::BlockState {
     meet(product, site);
     for (int i = 0; i < product.columns / 2; ++i) mine.value[i] = sum(i);
     mine.group = thread.open_group;
-    thread.operands.push_back(
-        {product.a, product.b, product.major, product.columns, thread.open_group, group.digest});
+    thread.operands.push_back({product.a, product.b, product.major_a, product.major_b,
+                               product.columns, thread.open_group, group.digest});
   }
 
   void fence() { threads_[thread_index()].fenced = true; }
@@ -290,21 +290,24 @@ class HopperBlock : public host::BlockState {
     if (++group.arrived < kWarpgroup) return host::park("wait at the wgmma of ", site);
     group.arrived = 0;
     multiply(group, product);
-    group.digest = digest_of({product.a, product.b, product.major, product.columns, 0, 0});
+    group.digest =
+        digest_of({product.a, product.b, product.major_a, product.major_b, product.columns, 0, 0});
     for (int thread = begin; thread < begin + kWarpgroup; ++thread)
       if (thread != thread_index()) host::unpark(thread);
   }
 
   static void multiply(Warpgroup& group, const host::Wgmma& product) {
-    for_each_chunk(product.a, Major::reduction, kWgmmaRows,
-                   [&](const uint16_t* elements, int row, int k) {
-                     for (int i = 0; i < 8; ++i) group.a[row][k + i] = product.widen(elements[i]);
-                   });
-    const bool along = product.major == Major::reduction;
-    for_each_chunk(product.b, product.major, product.columns,
+    const bool a_along = product.major_a == Major::reduction;
+    for_each_chunk(
+        product.a, product.major_a, kWgmmaRows, [&](const uint16_t* elements, int row, int k) {
+          for (int i = 0; i < 8; ++i)
+            group.a[row + (a_along ? 0 : i)][k + (a_along ? i : 0)] = product.widen(elements[i]);
+        });
+    const bool b_along = product.major_b == Major::reduction;
+    for_each_chunk(product.b, product.major_b, product.columns,
                    [&](const uint16_t* elements, int column, int k) {
                      for (int i = 0; i < 8; ++i)
-                       group.b[k + (along ? i : 0)][column + (along ? 0 : i)] =
+                       group.b[k + (b_along ? i : 0)][column + (b_along ? 0 : i)] =
                            product.widen(elements[i]);
                    });
     for (int row = 0; row < kWgmmaRows; ++row)

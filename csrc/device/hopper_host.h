@@ -8,8 +8,6 @@
 
 #include "device/hopper.h"
 
-#define WEFT_CONSTANT const
-
 namespace weft::device {
 
 // Host execution plays a small Hopper, so that small problems fill it.
@@ -48,13 +46,13 @@ void mbarrier_wait(void* barrier, int parity, const Site& site);
 void tma_load(void* shared, const TensorMap& map, void* barrier, const int* coordinates,
               const int* offsets);
 
-// A product of this thread's warpgroup, b by rows of the reduction or of columns.
+// A product of this thread's warpgroup, a and b by rows of the reduction or of columns.
 struct Wgmma {
   float* sums;
   int columns;
   const void* a;
   const void* b;
-  Major major;
+  Major major_a, major_b;
   float (*widen)(uint16_t bits);
 };
 void wgmma(const Wgmma& product, const Site& site);
@@ -105,10 +103,11 @@ void wgmma_fence(WgmmaSums<N>&) {
   host::wgmma_fence();
 }
 
-template <class T, Major kMajor = Major::reduction, int N>
+template <class T, Major kMajorB = Major::reduction, Major kMajorA = Major::reduction, int N>
 void wgmma(WgmmaSums<N>& sums, const T* a, const T* b, host::Site site = host::Site::current()) {
-  static_assert(kMajor == Major::reduction || N % 64 == 0);
-  host::wgmma({sums.value, N, a, b, kMajor, [](uint16_t bits) { return widen(T{bits}); }}, site);
+  static_assert(kMajorB == Major::reduction || N % 64 == 0);
+  host::wgmma({sums.value, N, a, b, kMajorA, kMajorB, [](uint16_t bits) { return widen(T{bits}); }},
+              site);
 }
 
 inline void wgmma_commit() { host::wgmma_commit(); }

@@ -16,6 +16,7 @@
 
 #define WEFT_GLOBAL
 #define WEFT_DEVICE inline
+#define WEFT_CONSTANT const
 #define WEFT_UNROLL
 #define WEFT_UNROLL_BY(count)
 

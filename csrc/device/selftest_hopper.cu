@@ -106,9 +106,10 @@ constexpr int kDepth = 64;
 constexpr int kTileBytes = 64 * device::kBoxRowBytes;  // of 64 rows
 
 // Two warpgroups: a tile of a for each, one of b for both, then a · b, twice.
-template <class T, device::Major kMajor, int N>
+template <class T, device::Major kMajorB, device::Major kMajorA, int N>
 WEFT_GLOBAL void wgmma_record(const Words* in, float* out) {
-  constexpr bool kByColumns = kMajor == device::Major::columns;
+  constexpr bool kAColumns = kMajorA == device::Major::columns;
+  constexpr bool kBColumns = kMajorB == device::Major::columns;
   constexpr int kBytesB = N * device::kBoxRowBytes;
   device::SharedMemory memory;
   auto* tiles = memory.take<Words, device::kBoxAlignment>((2 * kTileBytes + kBytesB) / 16);
@@ -123,7 +124,8 @@ WEFT_GLOBAL void wgmma_record(const Words* in, float* out) {
   device::wgmma_fence(sums);
   for (int round = 0; round < 2; ++round) {
     for (int k = 0; k < kDepth; k += 16)
-      device::wgmma<T, kMajor>(sums, a + k, b + (kByColumns ? k * 64 : k));
+      device::wgmma<T, kMajorB, kMajorA>(sums, a + (kAColumns ? k * 64 : k),
+                                         b + (kBColumns ? k * 64 : k));
     device::wgmma_commit();
     device::wgmma_wait<1>(sums);
   }
@@ -200,23 +202,23 @@ bool run_windows(const Numbers& n, const void* in, void* out, int64_t bytes,
   return true;
 }
 
-template <class T, device::Major kMajor, int N>
+template <class T, device::Major kMajorB, device::Major kMajorA, int N>
 bool run_wgmma_of(const void* in, void* out, const Context& context) {
   device::launch({"wgmma", 1, 2 * kThreads, shared_for(6 * kTileBytes), context.stream},
-                 wgmma_record<T, kMajor, N>, static_cast<const Words*>(in),
+                 wgmma_record<T, kMajorB, kMajorA, N>, static_cast<const Words*>(in),
                  static_cast<float*>(out));
   return true;
 }
 
-template <class T, device::Major kMajor>
+template <class T, device::Major kMajorB, device::Major kMajorA = device::Major::reduction>
 bool run_wgmma(int columns, const void* in, void* out, const Context& context) {
-  if constexpr (kMajor == device::Major::reduction) {
-    if (columns == 8) return run_wgmma_of<T, kMajor, 8>(in, out, context);
-    if (columns == 40) return run_wgmma_of<T, kMajor, 40>(in, out, context);
+  if constexpr (kMajorB == device::Major::reduction) {
+    if (columns == 8) return run_wgmma_of<T, kMajorB, kMajorA, 8>(in, out, context);
+    if (columns == 40) return run_wgmma_of<T, kMajorB, kMajorA, 40>(in, out, context);
   }
-  if (columns == 64) return run_wgmma_of<T, kMajor, 64>(in, out, context);
-  if (columns == 128) return run_wgmma_of<T, kMajor, 128>(in, out, context);
-  if (columns == 256) return run_wgmma_of<T, kMajor, 256>(in, out, context);
+  if (columns == 64) return run_wgmma_of<T, kMajorB, kMajorA, 64>(in, out, context);
+  if (columns == 128) return run_wgmma_of<T, kMajorB, kMajorA, 128>(in, out, context);
+  if (columns == 256) return run_wgmma_of<T, kMajorB, kMajorA, 256>(in, out, context);
   return false;
 }
 
@@ -239,6 +241,10 @@ bool run(const char* word, const void* in, void* out, int64_t bytes, const Conte
   if (is("wgmma.bf16.columns"))
     return run_wgmma<bf16, Major::columns>(n.value[0], in, out, context);
   if (is("wgmma.f16.columns")) return run_wgmma<f16, Major::columns>(n.value[0], in, out, context);
+  if (is("wgmma.bf16.both"))
+    return run_wgmma<bf16, Major::columns, Major::columns>(n.value[0], in, out, context);
+  if (is("wgmma.f16.both"))
+    return run_wgmma<f16, Major::columns, Major::columns>(n.value[0], in, out, context);
   return false;
 }
 

@@ -80,58 +80,58 @@ namespace detail {
 #define WEFT_R256 WEFT_R248, WEFT_R(124)
 // clang-format on
 
-// a, b, one, by_columns: the numbers of the operands that follow the sums.
-#define WEFT_WGMMA(n, type, a, b, one, by_columns)                                              \
+// a, b, one, b_columns, a_columns: the numbers of the operands that follow the sums.
+#define WEFT_WGMMA(n, type, a, b, one, b_columns, a_columns)                                    \
   WEFT_SM90A_ASM("{\n.reg .pred add;\nsetp.ne.b32 add, " one                                    \
                  ", 0;\n"                                                                       \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" WEFT_D##n \
-                 "}, " a ", " b ", add, 1, 1, 0, " by_columns                                   \
+                 "}, " a ", " b ", add, 1, 1, " a_columns ", " b_columns                        \
                  ";\n}" : WEFT_R##n : "l"(descriptor_a),                                        \
-                 "l"(descriptor_b), "r"(1), "n"(int{kByColumns}))
+                 "l"(descriptor_b), "r"(1), "n"(int{kBColumns}), "n"(int{kAColumns}))
 
-#define WEFT_WGMMA_OF(n, a, b, one, by_columns)     \
-  if constexpr (N == n) {                           \
-    if constexpr (kBf16)                            \
-      WEFT_WGMMA(n, "bf16", a, b, one, by_columns); \
-    else                                            \
-      WEFT_WGMMA(n, "f16", a, b, one, by_columns);  \
+#define WEFT_WGMMA_OF(n, a, b, one, b_columns, a_columns)     \
+  if constexpr (N == n) {                                     \
+    if constexpr (kBf16)                                      \
+      WEFT_WGMMA(n, "bf16", a, b, one, b_columns, a_columns); \
+    else                                                      \
+      WEFT_WGMMA(n, "f16", a, b, one, b_columns, a_columns);  \
   }
 
-template <bool kBf16, bool kByColumns, int N>
+template <bool kBf16, bool kBColumns, bool kAColumns, int N>
 WEFT_DEVICE void wgmma_of(WgmmaSums<N>& sums, uint64_t descriptor_a, uint64_t descriptor_b) {
   float (&d)[N / 2] = sums.value;
-  WEFT_WGMMA_OF(8, "%4", "%5", "%6", "%7")
-  WEFT_WGMMA_OF(16, "%8", "%9", "%10", "%11")
-  WEFT_WGMMA_OF(24, "%12", "%13", "%14", "%15")
-  WEFT_WGMMA_OF(32, "%16", "%17", "%18", "%19")
-  WEFT_WGMMA_OF(40, "%20", "%21", "%22", "%23")
-  WEFT_WGMMA_OF(48, "%24", "%25", "%26", "%27")
-  WEFT_WGMMA_OF(56, "%28", "%29", "%30", "%31")
-  WEFT_WGMMA_OF(64, "%32", "%33", "%34", "%35")
-  WEFT_WGMMA_OF(72, "%36", "%37", "%38", "%39")
-  WEFT_WGMMA_OF(80, "%40", "%41", "%42", "%43")
-  WEFT_WGMMA_OF(88, "%44", "%45", "%46", "%47")
-  WEFT_WGMMA_OF(96, "%48", "%49", "%50", "%51")
-  WEFT_WGMMA_OF(104, "%52", "%53", "%54", "%55")
-  WEFT_WGMMA_OF(112, "%56", "%57", "%58", "%59")
-  WEFT_WGMMA_OF(120, "%60", "%61", "%62", "%63")
-  WEFT_WGMMA_OF(128, "%64", "%65", "%66", "%67")
-  WEFT_WGMMA_OF(136, "%68", "%69", "%70", "%71")
-  WEFT_WGMMA_OF(144, "%72", "%73", "%74", "%75")
-  WEFT_WGMMA_OF(152, "%76", "%77", "%78", "%79")
-  WEFT_WGMMA_OF(160, "%80", "%81", "%82", "%83")
-  WEFT_WGMMA_OF(168, "%84", "%85", "%86", "%87")
-  WEFT_WGMMA_OF(176, "%88", "%89", "%90", "%91")
-  WEFT_WGMMA_OF(184, "%92", "%93", "%94", "%95")
-  WEFT_WGMMA_OF(192, "%96", "%97", "%98", "%99")
-  WEFT_WGMMA_OF(200, "%100", "%101", "%102", "%103")
-  WEFT_WGMMA_OF(208, "%104", "%105", "%106", "%107")
-  WEFT_WGMMA_OF(216, "%108", "%109", "%110", "%111")
-  WEFT_WGMMA_OF(224, "%112", "%113", "%114", "%115")
-  WEFT_WGMMA_OF(232, "%116", "%117", "%118", "%119")
-  WEFT_WGMMA_OF(240, "%120", "%121", "%122", "%123")
-  WEFT_WGMMA_OF(248, "%124", "%125", "%126", "%127")
-  WEFT_WGMMA_OF(256, "%128", "%129", "%130", "%131")
+  WEFT_WGMMA_OF(8, "%4", "%5", "%6", "%7", "%8")
+  WEFT_WGMMA_OF(16, "%8", "%9", "%10", "%11", "%12")
+  WEFT_WGMMA_OF(24, "%12", "%13", "%14", "%15", "%16")
+  WEFT_WGMMA_OF(32, "%16", "%17", "%18", "%19", "%20")
+  WEFT_WGMMA_OF(40, "%20", "%21", "%22", "%23", "%24")
+  WEFT_WGMMA_OF(48, "%24", "%25", "%26", "%27", "%28")
+  WEFT_WGMMA_OF(56, "%28", "%29", "%30", "%31", "%32")
+  WEFT_WGMMA_OF(64, "%32", "%33", "%34", "%35", "%36")
+  WEFT_WGMMA_OF(72, "%36", "%37", "%38", "%39", "%40")
+  WEFT_WGMMA_OF(80, "%40", "%41", "%42", "%43", "%44")
+  WEFT_WGMMA_OF(88, "%44", "%45", "%46", "%47", "%48")
+  WEFT_WGMMA_OF(96, "%48", "%49", "%50", "%51", "%52")
+  WEFT_WGMMA_OF(104, "%52", "%53", "%54", "%55", "%56")
+  WEFT_WGMMA_OF(112, "%56", "%57", "%58", "%59", "%60")
+  WEFT_WGMMA_OF(120, "%60", "%61", "%62", "%63", "%64")
+  WEFT_WGMMA_OF(128, "%64", "%65", "%66", "%67", "%68")
+  WEFT_WGMMA_OF(136, "%68", "%69", "%70", "%71", "%72")
+  WEFT_WGMMA_OF(144, "%72", "%73", "%74", "%75", "%76")
+  WEFT_WGMMA_OF(152, "%76", "%77", "%78", "%79", "%80")
+  WEFT_WGMMA_OF(160, "%80", "%81", "%82", "%83", "%84")
+  WEFT_WGMMA_OF(168, "%84", "%85", "%86", "%87", "%88")
+  WEFT_WGMMA_OF(176, "%88", "%89", "%90", "%91", "%92")
+  WEFT_WGMMA_OF(184, "%92", "%93", "%94", "%95", "%96")
+  WEFT_WGMMA_OF(192, "%96", "%97", "%98", "%99", "%100")
+  WEFT_WGMMA_OF(200, "%100", "%101", "%102", "%103", "%104")
+  WEFT_WGMMA_OF(208, "%104", "%105", "%106", "%107", "%108")
+  WEFT_WGMMA_OF(216, "%108", "%109", "%110", "%111", "%112")
+  WEFT_WGMMA_OF(224, "%112", "%113", "%114", "%115", "%116")
+  WEFT_WGMMA_OF(232, "%116", "%117", "%118", "%119", "%120")
+  WEFT_WGMMA_OF(240, "%120", "%121", "%122", "%123", "%124")
+  WEFT_WGMMA_OF(248, "%124", "%125", "%126", "%127", "%128")
+  WEFT_WGMMA_OF(256, "%128", "%129", "%130", "%131", "%132")
 }
 
 #undef WEFT_WGMMA_OF

@@ -48,8 +48,7 @@ struct TilePlace {
 };
 
 template <class Shape>
-WEFT_DEVICE TilePlace place_of_block(const TileProduct& p) {
-  auto index = static_cast<unsigned>(device::block_index());
+WEFT_DEVICE TilePlace place_of_block(const TileProduct& p, unsigned index) {
   TilePlace place;
   place.column = static_cast<int>(index % p.tiles_n) * Shape::kN;
   index /= p.tiles_n;
@@ -83,13 +82,13 @@ struct TileKernel {
   static constexpr int kOutBytes = kOutElements * static_cast<int>(sizeof(Out));
   static constexpr int kSharedBytes = kStagesBytes > kOutBytes ? kStagesBytes : kOutBytes;
 
-  // finish(column of the group, sum) is what is stored.
+  // Block `block` of the product; finish(column of the group, sum) is what is stored.
   template <class Finish>
-  static WEFT_DEVICE void run(const TileProduct& p, const T* a, const T* b, Out* c,
+  static WEFT_DEVICE void run(const TileProduct& p, unsigned block, const T* a, const T* b, Out* c,
                               const Finish& finish) {
     device::SharedMemory memory;
     auto* shared = memory.take<unsigned char>(kSharedBytes);
-    const TilePlace place = place_of_block<Shape>(p);
+    const TilePlace place = place_of_block<Shape>(p, block);
     Sums sums;
     reduce(p, place, a, b, reinterpret_cast<T*>(shared), sums);
     store_tile(p, place, sums, reinterpret_cast<Out*>(shared), c, finish);

@@ -109,9 +109,8 @@ struct Search {
 
   // Gradients of maxima divide places by the window's width with a Divider, of 40 bits.
   bool goes_by_strips() const {
-    return !axis[1].adaptive &&
-           (step != PoolStep::max_backward ||
-            p.window_elements() < (int64_t{1} << 40) / p.window[2].size);
+    return !axis[1].adaptive && (step != PoolStep::max_backward ||
+                                 p.window_elements() < (int64_t{1} << 40) / p.window[2].size);
   }
 
   // Gradients of maxima: so many windows hold an input that by strips is better in any case.

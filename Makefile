@@ -62,8 +62,9 @@ build: $(VENV)/ready
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more.
 SANITIZE_TESTS = $(addsuffix .py,$(addprefix tests/test_,device device_hopper eager pool pool_cpu \
-  pool_eager pool_errors pool_layers pool_regions conv conv_block conv_depthwise conv_eager \
-  conv_empty conv_pooled conv_product conv_surface conv_wgmma rnn rnn_layers rnn_sequence rnn_variants mdlstm))
+  pool_columns pool_eager pool_errors pool_layers pool_regions conv conv_backward conv_block \
+  conv_depthwise conv_eager conv_empty conv_pooled conv_product conv_surface conv_wgmma \
+  rnn rnn_layers rnn_sequence rnn_variants mdlstm))
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: $(VENV)/ready

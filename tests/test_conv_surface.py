@@ -366,7 +366,10 @@ def test_per_sample_gradients_are_one_call_of_each_kernel() -> None:
 
     with weft.testing.host_execution() as host:
         torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, input)
-        assert sorted(launch.kernel for launch in host.launches) == ["conv_fprop", "conv_wgrad"]
+        assert sorted(launch.kernel for launch in host.launches) == [
+            "conv_grouped_fprop",
+            "conv_grouped_wgrad",
+        ]
 
 
 # ---- modules -----------------------------------------------------------------------------------

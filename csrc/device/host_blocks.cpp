@@ -23,8 +23,9 @@ std::string thread_list(const std::vector<int>& threads) {
   for (size_t i = 0; i < threads.size();) {
     size_t j = i;
     while (j + 1 < threads.size() && threads[j + 1] == threads[j] + 1) ++j;
-    text += (text.empty() ? "" : ", ") + std::to_string(threads[i]);
-    if (j > i) text += "-" + std::to_string(threads[j]);
+    if (!text.empty()) text += ", ";
+    text += std::to_string(threads[i]);
+    if (j > i) text.append("-").append(std::to_string(threads[j]));
     i = j + 1;
   }
   return text;

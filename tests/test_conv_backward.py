@@ -12,7 +12,7 @@ from torch import Tensor
 import weft.functional as W
 from harness import DTYPES, check_against_native, check_deterministic
 from weft import _C
-from weft.conv import ConvWindow, conv_activated
+from weft.conv_ops import ConvWindow, conv_activated
 from weft.testing import cpu_target
 
 LAST = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import weft.functional as W
 from weft import _C
-from weft.conv import Conv, ConvActivated, ConvDgrad, ConvWindow
+from weft.conv_ops import Conv, ConvActivated, ConvDgrad, ConvWindow
 
 WINDOW = ConvWindow((2, 1), (1, 2), (1, 2), 2)
 DEPTHWISE = ConvWindow((1, 1), (1, 1), (1, 1), 4)

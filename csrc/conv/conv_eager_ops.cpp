@@ -15,6 +15,8 @@ std::optional<Tensor> if_defined(const Tensor& t) {
   return t.defined() ? std::optional<Tensor>(t) : std::nullopt;
 }
 
+constexpr const char* kConvModule = "weft.conv_ops";
+
 // The window arguments, each a tuple: stride, padding, dilation, and groups.
 struct WindowArguments {
   static constexpr size_t kCount = 4;
@@ -27,7 +29,7 @@ struct WindowArguments {
            read_ints(options[2], dilation) && read_int(options[3], groups);
   }
   py::object described() const {
-    return py::module_::import("weft.conv")
+    return py::module_::import(kConvModule)
         .attr("ConvWindow")(as_tuple(stride.all()), as_tuple(padding.all()),
                             as_tuple(dilation.all()), groups);
   }
@@ -54,7 +56,7 @@ struct WindowArguments {
 
 // Of x or gy, the weights and the bias.
 struct ConvOp {
-  static constexpr const char* kModule = "weft.conv";
+  static constexpr const char* kModule = kConvModule;
   static constexpr size_t kTensors = 3, kReturned = 1;
   using In = std::array<Tensor, kTensors>;
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft import pool
 from weft.autograd import Function, inside_transform, needs_grad
-from weft.conv import ConvWindow, conv_activated, gradients, of_sum
+from weft.conv_ops import ConvWindow, conv_activated, gradients, of_sum
 from weft.pool_ops import (
     AvgWindow,
     MaxPoolBackward,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from weft import conv, conv_block
+from weft import conv, conv_block, conv_ops
 from weft.nn.conv import Conv1d, Conv2d, Conv3d, _padded
 
 DETECTORS = (None, "relu", "leaky_relu", "tanh", "sigmoid")
@@ -83,7 +83,7 @@ class _ConvBlock:
             input = input.unsqueeze(0)
         stages = (input, weight, bias, self.detector or "none", self.negative_slope, window)
         if self.pooling is None:
-            output = conv.conv_activated(*stages)
+            output = conv_ops.conv_activated(*stages)
         else:
             pooling = conv_block.pooling_of(
                 rank, self.pooling, self.pool_size, self.pool_stride, self.pool_padding

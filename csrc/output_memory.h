@@ -1,14 +1,13 @@
 // Memory of large CPU outputs, kept from one call for the next.
 //
 // Blocks above malloc's largest threshold (32 MB) go back to the system when they are freed, so
-// each call's output would be fresh memory, whose first touch the system fills with zeros: as long
-// as a pooling kernel's own work, with 4 KiB pages several times as long. So a freed block waits
-// for the next output of about its size: for ten seconds of weft's calls, and never more of them
-// than an eighth of the machine's memory (WEFT_KEPT_OUTPUTS_MB says otherwise). Blocks are whole
-// huge pages, asked for as such; malloc serves what is small.
+// each call's output would be fresh memory, whose first touch the system fills with zeros. So
+// a freed block waits for the next output of about its size: for ten seconds of weft's calls, and
+// never more of them than an eighth of the machine's memory (WEFT_KEPT_OUTPUTS_MB says otherwise).
+// Blocks are whole huge pages, asked for as such; malloc serves what is small.
 //
 // Marking what waits as free to take (MADV_FREE) cost more than it was worth: the system interrupts
-// every core for each huge page, 20 us of the 200 us in which it is filled.
+// every core for each huge page.
 #pragma once
 
 #include <c10/core/Allocator.h>

@@ -8,9 +8,7 @@
 namespace weft {
 namespace {
 
-bool on_cuda() {
-  return planned_target() == Target::cuda || planned_target() == Target::cuda_on_host;
-}
+bool on_cuda() { return !is_cpu(planned_target()); }
 
 Plan plan_of(const char* kernel, const char* path, const RnnCost& cost) {
   Plan plan;

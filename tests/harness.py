@@ -58,6 +58,20 @@ def check_gradients(function: Callable[..., Any], *inputs: Any) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+def check_exact_gradients(
+    actual: Tensor,
+    expected: Tensor,
+    leaves: Sequence[Tensor],
+    doubles: Sequence[Tensor],
+    seed: Tensor,
+) -> None:
+    """The gradients of `actual` in `leaves` are those of float64, bit for bit."""
+    gradients = torch.autograd.grad(actual, leaves, seed.to(actual.dtype))
+    exact = torch.autograd.grad(expected, doubles, seed.double())
+    for got, want in zip(gradients, exact, strict=True):
+        assert torch.equal(got, want.to(got.dtype))
+
+
 def sliced(tensor: Tensor) -> Tensor:
     """Equal values, strides of a slice: neither contiguous nor aligned."""
     padded = torch.zeros([s + 3 for s in tensor.shape], dtype=tensor.dtype, device=tensor.device)

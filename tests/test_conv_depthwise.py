@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import weft.functional as W
-from harness import DTYPES
+from harness import DTYPES, check_exact_gradients
 from weft.testing import host_execution
 
 LAST = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
@@ -84,11 +84,8 @@ def check_integers(
     expected = depthwise(F, *doubles, window)
     actual = depthwise(W, x, w, b, window)
     assert torch.equal(actual, expected.to(dtype))
-    seed = (torch.rand(actual.shape, device=x.device) < 100 / actual.numel()).to(dtype)
-    gradients = torch.autograd.grad(actual, leaves, seed)
-    exact = torch.autograd.grad(expected, doubles, seed.double())
-    for got, want in zip(gradients, exact, strict=True):
-        assert torch.equal(got, want.to(dtype))
+    seed = torch.rand(actual.shape, device=x.device) < 100 / actual.numel()
+    check_exact_gradients(actual, expected, leaves, doubles, seed)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import weft.functional as W
-from harness import DTYPES
+from harness import DTYPES, check_exact_gradients
 from weft.testing import Launch, host_execution
 
 LAST = {3: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
@@ -69,10 +69,7 @@ def check_exact(
     actual = conv(rank, W)(x, w, b, **window)
     assert torch.equal(actual, expected.to(dtype))
     seed = torch.randint(-2, 3, actual.shape, device=device)
-    gradients = torch.autograd.grad(actual, leaves, seed.to(dtype))
-    exact = torch.autograd.grad(expected, doubles, seed.double())
-    for got, want in zip(gradients, exact, strict=True):
-        assert torch.equal(got, want.to(dtype))
+    check_exact_gradients(actual, expected, leaves, doubles, seed)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import weft
 import weft.functional as W
-from harness import check_against_native
+from harness import check_against_native, check_exact_gradients
 from weft.testing import Launch, host_execution, sm90a_kernels
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -78,10 +78,7 @@ def test_integers_are_exact(case: str, dtype: torch.dtype, device: torch.device)
     assert torch.equal(actual, expected.to(dtype))
     seed = torch.randint(-2, 3, actual.shape, device=device)
     seed = seed.contiguous(memory_format=layout)
-    gradients = torch.autograd.grad(actual, (x, w), seed.to(dtype))
-    exact = torch.autograd.grad(expected, doubles[:2], seed.double())
-    for got, want in zip(gradients, exact, strict=True):
-        assert torch.equal(got, want.to(dtype))
+    check_exact_gradients(actual, expected, (x, w), doubles[:2], seed)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

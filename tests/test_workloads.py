@@ -129,9 +129,9 @@ def test_a_beam_that_holds_everything_finds_the_best(monkeypatch: pytest.MonkeyP
 
 
 def test_promises_that_are_not_kept_are_errors() -> None:
-    with pytest.raises(AssertionError, match=r"knows .*% of the test digits"):
+    with pytest.raises(AssertionError, match=r"names .*% of the images rightly"):
         digits.run(updates=1)
-    with pytest.raises(AssertionError, match="tells the origin of"):
+    with pytest.raises(AssertionError, match=r"names .*% of the images rightly"):
         photographs.run_origin(updates=1)
     with pytest.raises(AssertionError, match="dB over interpolation"):
         photographs.run_resolution(updates=1)

@@ -168,11 +168,7 @@ def show(found: dict[str, dict[str, Any]]) -> None:
     out = report.console()
     out.print(table)
     for model, one in found.items():
-        out.print(
-            f"{model}: loss curves differ by at most {one['curve_difference']['early']:.1e} in the "
-            f"first {AGREEMENT.early_steps} steps, {one['curve_difference']['late']:.1e} in all "
-            f"{one['steps']} (relative)"
-        )
+        out.print(f"{model}: {AGREEMENT.sentence(one)}")
         for name in common.LIBRARIES:
             out.print(f"{model}, {name}, writes:", style="bold")
             out.print(one["sample"][name], markup=False, highlight=False)

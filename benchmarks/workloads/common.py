@@ -71,6 +71,14 @@ class Agreement:
                 )
         return found
 
+    def sentence(self, result: dict[str, Any]) -> str:
+        """How far the curves of a workload's result are apart."""
+        found = result["curve_difference"]
+        return (
+            f"loss curves differ by at most {found['early']:.1e} in the first {self.early_steps} "
+            f"steps, {found['late']:.1e} in all {result['steps']} (relative)"
+        )
+
 
 def pair(model: torch.nn.Module) -> dict[str, Run]:
     """`model` itself, and a copy on weft's layers.
@@ -106,6 +114,24 @@ def train(
                 description=f"{title}: loss {runs['native'].losses[-1]:.4f} native, "
                 f"{runs['weft'].losses[-1]:.4f} weft",
             )
+
+
+def accuracies(
+    runs: dict[str, Run], images: torch.Tensor, labels: torch.Tensor, least: float | None
+) -> dict[str, float]:
+    """The part of `images` that each library's model names rightly.
+
+    Raises:
+        AssertionError: if one is below `least`.
+    """
+    found = {}
+    for name, run in runs.items():
+        with torch.no_grad():
+            right = run.model(images).argmax(1) == labels
+        found[name] = right.double().mean().item()
+        if least is not None and found[name] < least:
+            raise AssertionError(f"{name} names {found[name]:.1%} of the images rightly")
+    return found
 
 
 def result(runs: dict[str, Run], agreement: dict[str, float], **more: Any) -> dict[str, Any]:

@@ -196,10 +196,7 @@ def show(found: dict[str, Any]) -> None:
         )
     out = report.console()
     out.print(table)
-    out.print(
-        f"loss curves differ by at most {found['curve_difference']['early']:.1e} in the first "
-        f"{AGREEMENT.early_steps} of {found['steps']} steps (relative)"
-    )
+    out.print(AGREEMENT.sentence(found))
     for source, answer in found["examples"]:
         out.print(f"{source} → {answer}", markup=False, highlight=False)
 

@@ -81,13 +81,8 @@ def run(updates: int = UPDATES, check_accuracy: bool = True) -> dict[str, Any]:
         return loss.item()
 
     common.train(runs, updates, step, "LeNet-5")
-    accuracy = {}
-    for name, r in runs.items():
-        with torch.no_grad():
-            right = r.model(test_images).argmax(1) == test_labels
-        accuracy[name] = right.double().mean().item()
-        if check_accuracy and accuracy[name] < LEAST_ACCURACY:
-            raise AssertionError(f"{name} knows {accuracy[name]:.1%} of the test digits")
+    least = LEAST_ACCURACY if check_accuracy else None
+    accuracy = common.accuracies(runs, test_images, test_labels, least)
     return common.result(runs, AGREEMENT.check(runs), accuracy=accuracy)
 
 
@@ -105,11 +100,7 @@ def show(found: dict[str, Any]) -> None:
         )
     out = report.console()
     out.print(table)
-    out.print(
-        f"loss curves differ by at most {found['curve_difference']['early']:.1e} in the first "
-        f"{AGREEMENT.early_steps} steps, {found['curve_difference']['late']:.1e} in all "
-        f"{found['steps']} (relative)"
-    )
+    out.print(AGREEMENT.sentence(found))
 
 
 def main() -> dict[str, Any]:

@@ -186,13 +186,8 @@ def run_origin(updates: int = UPDATES["origin"], check: bool = True) -> dict[str
         return F.cross_entropy(model(images[batch]), labels[batch])
 
     runs = _train("origin", origin_network(), loss_of, len(labels), updates)
-    accuracy = {}
-    for name, r in runs.items():
-        with torch.no_grad():
-            right = r.model(test_images).argmax(1) == test_labels
-        accuracy[name] = right.double().mean().item()
-        if check and accuracy[name] < LEAST_ACCURACY:
-            raise AssertionError(f"{name} tells the origin of {accuracy[name]:.1%} of the patches")
+    least = LEAST_ACCURACY if check else None
+    accuracy = common.accuracies(runs, test_images, test_labels, least)
     return common.result(runs, AGREEMENT.check(runs), found=accuracy)
 
 
@@ -241,11 +236,7 @@ def show(found: dict[str, dict[str, Any]]) -> None:
     out = report.console()
     out.print(table)
     for task, result in found.items():
-        out.print(
-            f"{task}: loss curves differ by at most {result['curve_difference']['early']:.1e} in "
-            f"the first {AGREEMENT.early_steps} steps, {result['curve_difference']['late']:.1e} in "
-            f"all {result['steps']} (relative)"
-        )
+        out.print(f"{task}: {AGREEMENT.sentence(result)}")
 
 
 def main() -> dict[str, Any]:

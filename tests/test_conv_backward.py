@@ -30,6 +30,7 @@ CASES: dict[str, Case] = {
     "gaps": ((2, 3, 11, 17), (2, 2), (5, 1, 1)),
     "dilated": ((2, 4, 13, 21), (3, 2), (1, 2, (2, 3))),
     "large": ((9, 17, 7, 7), (7, 7), (1, 3, 1)),
+    "many_images": ((8, 16, 14, 14), (5, 5), (1, 2, 1)),
     "wide_window": ((2, 3, 6, 20), (4, 5), (1, 2, 1)),
     "over_padded": ((1, 3, 5, 4), (1, 2), (1, (4, 3), 1)),
     "shrinking": ((2, 3, 12, 11), (9, 8), (1, 0, 1)),
@@ -59,10 +60,10 @@ def per_axis(options: dict[str, Any], rank: int) -> ConvWindow:
 
 @LAST_OR_NOT
 @pytest.mark.parametrize("case", CASES)
-def test_as_accurate_as_native(case: str, last: bool) -> None:
+def test_as_accurate_as_native(case: str, last: bool, device: torch.device) -> None:
     rank = len(CASES[case][0]) - 2
     for dtype in DTYPES:
-        inputs, options = arguments(case, dtype, torch.device("cpu"), last)
+        inputs, options = arguments(case, dtype, device, last)
         ours, native = (getattr(m, f"conv{rank}d") for m in (W, F))
         check_against_native(
             lambda *t, f=ours, o=options: f(*t, **o),

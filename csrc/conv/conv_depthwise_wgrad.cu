@@ -35,14 +35,15 @@ WEFT_DEVICE PlaceRange place_range(const GatherAxis& axis, int place, int first,
 }
 
 // x · gy of kPack neighbouring channels, from `source` and `target` on, and one place over rows
-// lane, lane + lanes, ... of the tile.
+// lane, lane + lanes, ... of the tile. Rows are added in runs, which keeps chains of sums short.
 template <int kPack, class T>
 WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& walk,
                                                            const DepthwiseBlock& b, const T* box,
                                                            const T* tile, int source, int target,
                                                            int place, int lane, int lanes) {
   using Values = device::Pack<T, kPack>;
-  device::Pack<accumulate_t<T>, kPack> sums{};
+  constexpr int kRun = 8;
+  device::Pack<accumulate_t<T>, kPack> sums{}, run{};
   const int in_plane = place % walk.place_step[0];
   const int at[3] = {place / walk.place_step[0], in_plane / walk.place_step[1],
                      in_plane % walk.place_step[1]};
@@ -55,6 +56,7 @@ WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& 
   const int depths = range[0].end - range[0].begin;
   const auto stride = [&](int a) { return static_cast<int>(walk.axis[a].window.stride); };
   const int value_step = stride(2) * walk.box.w;
+  int rows = 0;
   for (int row = lane; row < b.images * depths * heights; row += lanes) {
     const int h = range[1].begin + row % heights;
     const int d = range[0].begin + row / heights % depths;
@@ -74,9 +76,16 @@ WEFT_DEVICE device::Pack<accumulate_t<T>, kPack> tile_sums(const DepthwiseWalk& 
       value += value_step;
       gradient += walk.out.w;
     }
+    const bool last = ++rows % kRun == 0;
     WEFT_UNROLL
-    for (int c = 0; c < kPack; ++c) sums[c] += part[c];
+    for (int c = 0; c < kPack; ++c) {
+      run[c] += part[c];
+      sums[c] += last ? run[c] : 0;
+      run[c] = last ? 0 : run[c];
+    }
   }
+  WEFT_UNROLL
+  for (int c = 0; c < kPack; ++c) sums[c] += run[c];
   return sums;
 }
 

@@ -59,10 +59,11 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const ConvProblem& p = b.conv;
   const int64_t image = p.out_channels() * p.out_positions();
   const int64_t size = size_of(p.dtype);
-  const bool dense = conv_gather_path(p, false, lanes) == ConvPath::product;
+  const ConvPath path = conv_gather_path(p, false, lanes);
+  const bool dense = path == ConvPath::product;
   BlockPlan plan;
-  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
-      conv_gather_path(p, false, lanes) == ConvPath::planes || pool_transposes(b.pool) ||
+  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes || path == ConvPath::planes ||
+      path == ConvPath::winograd || pool_transposes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;
   if (!p.channels_last) {
@@ -107,6 +108,7 @@ inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t t
   BlockPart part{whole, b.pool, 0, 0, 0, 0};
   ConvProblem& conv = part.conv;
   PoolProblem& pool = part.pool;
+  conv.direct = true;
   conv.n = 1;
   part.x = n * whole.in_channels() * whole.in_positions();
   part.y = n * whole.out_channels() * pool.out_positions();

@@ -37,6 +37,7 @@ struct ConvProblem {
   Window window[3];
   Activation activation = Activation::none;  // of fprop
   double slope = 0;                          // of leaky_relu, for negative values
+  bool direct = false;  // CPU: a part of a larger problem that goes place by place, and so must it
 
   WEFT_HD constexpr int64_t in_positions() const { return in[0] * in[1] * in[2]; }
   WEFT_HD constexpr int64_t out_positions() const { return out[0] * out[1] * out[2]; }

@@ -22,6 +22,8 @@ ConvGather* gather_of(const ConvProblem& p, bool transposed) {
       return conv_product_gather;
     case ConvPath::planes:
       return conv_planes_gather;
+    case ConvPath::winograd:
+      return conv_winograd_gather;
     default:
       return conv_depthwise_gather;
   }

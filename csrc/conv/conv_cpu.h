@@ -13,7 +13,7 @@ using ConvWgrad = void(const ConvProblem&, const void* x, const void* gy, void* 
 using ConvBackward = void(const ConvProblem&, const ConvGradients&, const Context&);
 
 ConvBackward conv_depthwise_backward;
-ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather;
+ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather, conv_winograd_gather;
 ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad;
 
 }  // namespace weft::WEFT_TARGET

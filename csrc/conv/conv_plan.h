@@ -2,7 +2,7 @@
 // they can be tested and explained without running anything.
 #pragma once
 
-#include "conv/conv.h"
+#include "conv/conv_winograd_plan.h"
 
 namespace weft {
 
@@ -21,14 +21,15 @@ constexpr const char* name_of(ConvStep step) {
 }
 
 enum class ConvPath : uint8_t {
-  rows,     // depthwise, contiguous: vectors along W, rows share their loads
-  pixels,   // depthwise, channels-last: vectors along the channels
-  product,  // vectors along the channels, pixels are rows of a tile product
-  planes,   // too few channels for a vector: flat runs over a band of contiguous planes
+  rows,      // depthwise, contiguous: vectors along W, rows share their loads
+  pixels,    // depthwise, channels-last: vectors along the channels
+  product,   // vectors along the channels, pixels are rows of a tile product
+  planes,    // too few channels for a vector: flat runs over a band of contiguous planes
+  winograd,  // 3x3 windows: vectors along the channels, a tile product for each point of a tile
 };
 
 constexpr const char* name_of(ConvPath path) {
-  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes"};
+  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes", "winograd"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -50,7 +51,9 @@ WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int
 
 // fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
-  return conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
+  const ConvPath path = conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
+  if (path == ConvPath::product && conv_takes_winograd(p, transposed)) return ConvPath::winograd;
+  return path;
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
   return conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);

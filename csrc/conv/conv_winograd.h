@@ -1,0 +1,196 @@
+// fprop and dgrad of stride-1 3x3 windows in float32 on CPU by Winograd's F(2x2, 3x3).
+#pragma once
+
+#include "conv/conv_panels.h"
+#include "conv/conv_winograd_tiles.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+// Terms that are added up before they join a sum: a longer sum leaves more error.
+inline constexpr int64_t kWinogradTerms = 64;
+
+// Transformed weights, a panel [point, term, lane] after another; terms are slices of the window
+// and source channels.
+inline void transform_weights(const ConvProblem& p, const Gather& g, const PanelLayout& layout,
+                              const float* weights, const float* bias, float* out,
+                              WeightPanel<float>* panels, const Context& context) {
+  constexpr int64_t kLane = kLanes<float>, kSquare = 9;
+  const int64_t places = p.window_elements(), filter = places * p.c;
+  const int64_t channels = g.src_channels, panel_terms = layout.terms();
+  Scratch<int64_t> packed_place(places);  // an input gradient's windows are turned round
+  for (int64_t i = 0; i < places; ++i) packed_place[i] = g.transposed ? places - 1 - i : i;
+  parallel_for(context, layout.groups * layout.panels, 1, [&](int64_t begin, int64_t end) {
+    Scratch<float> packed(places * channels * kLane);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / layout.panels;
+      const int64_t first = layout.begin(i % layout.panels);
+      const auto vectors = static_cast<int>(layout.begin(i % layout.panels + 1) - first);
+      const int64_t at = (group * layout.vectors + first) * kLane;
+      float* const to = out + at * winograd::kPoints * panel_terms;
+      panels[i] = {group,
+                   group * g.dst_channels + first * kLane,
+                   least(vectors * kLane, g.dst_channels - first * kLane),
+                   vectors,
+                   to,
+                   bias + at};
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t column = (first + v) * kLane;
+        const int64_t count = g.dst_channels - column;
+        const float* const of_group = weights + group * p.k * filter;
+        if (p.channels_last) {
+          const int64_t term_step = g.transposed ? filter : 1;
+          const int64_t column_step = g.transposed ? 1 : filter;
+          for (int64_t place = 0; place < places; ++place)
+            pack_vector(of_group + place * p.c + column * column_step, term_step, column_step,
+                        count, channels, 1, packed.data() + packed_place[place] * channels * kLane);
+        } else {
+          pack_contiguous(p, g, of_group + column * (g.transposed ? places : filter), count,
+                          packed_place.data(), channels, 1, packed.data());
+        }
+        for (int64_t term = 0; term < panel_terms; ++term)
+          transform_window(
+              packed.data() + (term / channels * kSquare * channels + term % channels) * kLane,
+              channels * kLane, to + (term * vectors + v) * kLane, panel_terms * vectors * kLane);
+      }
+    }
+  });
+}
+
+// What a thread holds of a block of tiles.
+class WinogradBlock {
+ public:
+  WinogradBlock(const ConvProblem& p, const Gather& g, int64_t tiles, const float* src, float* dst)
+      : g_(g),
+        taps_(p.window[0].size),
+        tile_(round_up(g.src_channels, kLane)),
+        point_(tiles * tile_ + kLane),
+        sum_point_(tiles * kSumTile + kLane),
+        reader_(p, g, src),
+        writer_(p, g, dst),
+        transformed_(taps_ * winograd::kPoints * point_),
+        sums_(winograd::kPoints * sum_point_),
+        runs_(tiles),
+        table_(taps_ * tiles),
+        ways_(tiles),
+        most_tiles_(tiles) {}
+
+  // Tiles [begin, end) of all images in destination slices [slice, last) for some panels; notes in
+  // `failed` which images have a sum that is not finite.
+  void run(const WinogradCut& cut, int64_t begin, int64_t end, int64_t slice, int64_t last,
+           const WeightPanel<float>* panels, int64_t panel_count, uint8_t* failed) {
+    const int64_t run_count = list_tile_runs(cut, begin, end, runs_.data());
+    const int64_t lead = reader_.lead(0);
+    int64_t next = most(slice - lead, 0);  // the slice of the source to read
+    for (; slice < last; ++slice) {
+      const Range taps = {most(0, lead - slice), least(taps_, g_.src[0] + lead - slice)};
+      for (; next < least(slice - lead + taps_, g_.src[0]); ++next)
+        for (int64_t i = 0; i < run_count; ++i)
+          reader_.read(runs_[i], panels->group, next, slot(next));
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+        const float* const from = slot(slice - lead + tap).data;
+        for (int64_t t = 0; t < end - begin; ++t) table_[tap * most_tiles_ + t] = from + t * tile_;
+      }
+      for (int64_t i = 0; i < panel_count; ++i) {
+        add_up(panels[i], taps, end - begin);
+        for (int64_t r = 0; r < run_count; ++r) {
+          const TileRun& run = runs_[r];
+          if (!writer_.write(run, slice, panels[i], sums_.data() + run.first * kSumTile, kSumTile,
+                             sum_point_))
+            __atomic_store_n(failed + run.n, uint8_t{1}, __ATOMIC_RELAXED);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kLane = kLanes<float>;
+  static constexpr int64_t kSumTile = kPanelVectors * kLane;
+
+  // Slices of the source take turns.
+  TransformedTiles slot(int64_t slice) {
+    return {transformed_.data() + slice % taps_ * winograd::kPoints * point_, tile_, point_};
+  }
+
+  // The sums of all points of the block's tiles, for one panel.
+  void add_up(const WeightPanel<float>& panel, const Range& taps, int64_t tiles) {
+    const int64_t channels = g_.src_channels, width = panel.vectors * kLane;
+    const int64_t together = most(1, kWinogradTerms / channels);
+    const int64_t parts = ceil_div(channels, kWinogradTerms);
+    for (int64_t point = 0; point < winograd::kPoints; ++point) {
+      float* const sums = sums_.data() + point * sum_point_;
+      const float* const weights = panel.weights + point * taps_ * channels * width;
+      for (int64_t t = 0; t < tiles; ++t) ways_[t] = sums + t * kSumTile;
+      if (taps.begin >= taps.end) fill(sums, tiles * kSumTile, 0.0f);
+      bool add = false;
+      for (int64_t tap = taps.begin; tap < taps.end; tap += together)
+        for (int64_t part = 0; part < parts; ++part, add = true) {
+          const int64_t first = channels * part / parts, last = channels * (part + 1) / parts;
+          const int64_t count = least(together, taps.end - tap);
+          const float* of_tap[kMostTaps];
+          for (int64_t b = 0; b < count; ++b)
+            of_tap[b] = weights + ((tap + b) * channels + first) * width;
+          const PackedBatch<float> batch{table_.data() + tap * most_tiles_,
+                                         most_tiles_,
+                                         of_tap,
+                                         count,
+                                         point * point_ + first,
+                                         last - first};
+          with_count<kPanelVectors>(panel.vectors, [&](auto vectors) {
+            packed_batch<decltype(vectors)::value, false>(batch, tiles,
+                                                          JoinSums<float>{add, ways_.data()});
+          });
+        }
+    }
+  }
+
+  static constexpr int64_t kMostTaps = 3;
+
+  const Gather& g_;
+  int64_t taps_, tile_, point_, sum_point_;
+  TileReader reader_;
+  TileWriter writer_;
+  Scratch<float> transformed_, sums_;
+  Scratch<TileRun> runs_;
+  Scratch<const float*> table_;  // [slice of the window, tile]
+  Scratch<float*> ways_;
+  int64_t most_tiles_;
+};
+
+// Images whose sums are not all finite are left to the caller, in `failed`.
+inline void gather_winograd(const ConvProblem& p, const Gather& g, const float* src,
+                            const float* weights, const float* bias, float* dst, uint8_t* failed,
+                            const Context& context) {
+  constexpr int64_t kLane = kLanes<float>;
+  const WinogradCut cut = winograd_cut(p, g.transposed);
+  const int64_t vectors = ceil_div(g.dst_channels, kLane);
+  const PanelLayout layout{p.groups, vectors, ceil_div(vectors, kPanelVectors), g.src_channels,
+                           p.window[0].size};
+  const int64_t lanes = p.groups * vectors * kLane;
+  Scratch<float> packed(lanes * winograd::kPoints * layout.terms()), wide_bias(lanes);
+  Scratch<WeightPanel<float>> panels(layout.groups * layout.panels);
+  fill(wide_bias.data(), lanes, 0.0f);
+  if (bias != nullptr)
+    for (int64_t i = 0; i < p.groups; ++i)
+      for (int64_t k = 0; k < g.dst_channels; ++k)
+        wide_bias[i * vectors * kLane + k] = bias[i * g.dst_channels + k];
+  transform_weights(p, g, layout, weights, wide_bias.data(), packed.data(), panels.data(), context);
+
+  const int64_t slabs = ceil_div(layout.panels, winograd::kTaskPanels);
+  const int64_t parts = cut.chunks * p.groups * slabs;
+  parallel_for(context, cut.blocks * parts, 1, [&](int64_t begin, int64_t end) {
+    WinogradBlock block(p, g, ceil_div(cut.tiles, cut.blocks), src, dst);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t at = task / parts, chunk = task % parts / (p.groups * slabs);
+      const int64_t group = task / slabs % p.groups, slab = task % slabs;
+      const int64_t first = layout.panels * slab / slabs;
+      block.run(cut, cut.tiles * at / cut.blocks, cut.tiles * (at + 1) / cut.blocks,
+                g.dst[0] * chunk / cut.chunks, g.dst[0] * (chunk + 1) / cut.chunks,
+                panels.data() + group * layout.panels + first,
+                layout.panels * (slab + 1) / slabs - first, failed);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

@@ -1,0 +1,94 @@
+// When a convolution goes by Winograd's tiles on CPU, and how they are cut: pure functions.
+//
+// F(2x2, 3x3) makes four outputs of sixteen products instead of thirty-six, and pays with
+// transforms of tiles and of weights. What that is worth is counted: products at the rate of the
+// tile product, bytes of the transforms at that of the second-level cache, of the weights' at that
+// of the third.
+#pragma once
+
+#include "conv/conv.h"
+
+namespace weft {
+
+namespace winograd {
+
+constexpr int64_t kPoints = 16;      // of a tile: 4 x 4
+constexpr int64_t kBlockTiles = 48;  // a multiple of every tile product's height
+constexpr int64_t kLeastTiles = 16;  // of a block
+constexpr int64_t kTaskSlices = 8;   // of a volume, that a task goes through
+constexpr int64_t kTaskPanels = 4;   // of weights
+constexpr int64_t kLeastChannels = 24;
+
+}  // namespace winograd
+
+// Tiles of all images one after another, in blocks of equal size, so that threads have equal work;
+// slices of a volume in chunks.
+struct WinogradCut {
+  int64_t rows, columns;  // tiles of an image's slice
+  int64_t tiles;          // of a slice of all images
+  int64_t blocks;
+  int64_t chunks;
+};
+
+WEFT_HD constexpr WinogradCut winograd_cut(const ConvProblem& p, bool transposed) {
+  using namespace winograd;
+  const int64_t (&dst)[3] = transposed ? p.in : p.out;
+  WinogradCut cut{};
+  cut.rows = ceil_div(dst[1], 2);
+  cut.columns = ceil_div(dst[2], 2);
+  cut.tiles = p.n * cut.rows * cut.columns;
+  constexpr int64_t kBlocks = 8;
+  const int64_t wanted = ceil_div(ceil_div(cut.tiles, kBlockTiles), kBlocks) * kBlocks;
+  const int64_t most = cut.tiles / kLeastTiles;
+  cut.blocks = wanted < most ? wanted : most > 1 ? most : 1;
+  cut.chunks = ceil_div(dst[0], kTaskSlices);
+  return cut;
+}
+
+namespace winograd {
+
+// Places of an axis that outputs read inside the map, all outputs together.
+WEFT_HD constexpr int64_t places_read(const Window& w, int64_t in, int64_t out) {
+  int64_t read = 0;
+  for (int64_t k = 0; k < w.size; ++k) {
+    const int64_t offset = k - w.padding;  // of the place, at stride 1
+    const int64_t first = offset < 0 ? -offset : 0;
+    const int64_t end = in - offset < out ? in - offset : out;
+    if (end > first) read += end - first;
+  }
+  return read;
+}
+
+// Costs in operations of the tile product. A byte of a tile that is transformed, and of a weight.
+constexpr int64_t kTileByte = 4, kWeightByte = 10;
+
+WEFT_HD constexpr int64_t direct_cost(const ConvProblem& p) {
+  int64_t places = 1;
+  for (int axis = 0; axis < 3; ++axis)
+    places *= places_read(p.window[axis], p.in[axis], p.out[axis]);
+  return 2 * p.n * p.groups * p.c * p.k * places;
+}
+
+WEFT_HD constexpr int64_t cost(const ConvProblem& p, bool transposed) {
+  const int64_t dst_slices = transposed ? p.in[0] : p.out[0];
+  const int64_t tiles = winograd_cut(p, transposed).tiles;
+  const int64_t products =
+      places_read(p.window[0], p.in[0], p.out[0]) * tiles * kPoints * p.c * p.k;
+  const int64_t tile_bytes = 2 * 4 * kPoints * tiles * dst_slices * (p.c + p.k);
+  const int64_t weight_bytes = 4 * (9 + 2 * kPoints) * p.window[0].size * p.c * p.k;
+  return p.groups * (2 * products + kTileByte * tile_bytes + kWeightByte * weight_bytes);
+}
+
+}  // namespace winograd
+
+WEFT_HD constexpr bool conv_takes_winograd(const ConvProblem& p, bool transposed) {
+  using namespace winograd;
+  if (p.direct || p.dtype != DType::f32 || p.c < kLeastChannels || p.k < kLeastChannels)
+    return false;
+  for (int axis = 0; axis < 3; ++axis)
+    if (p.window[axis].stride != 1 || p.window[axis].dilation != 1) return false;
+  if (p.window[0].size > 3 || p.window[1].size != 3 || p.window[2].size != 3) return false;
+  return cost(p, transposed) < direct_cost(p);
+}
+
+}  // namespace weft

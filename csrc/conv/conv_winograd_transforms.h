@@ -1,0 +1,93 @@
+// The three transforms of F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+// Networks", arXiv 1509.09308): Y = Aᵀ [ Σ_c (G g Gᵀ) ⊙ (Bᵀ d B) ] A of tiles d of 4 x 4 inputs,
+// windows g and tiles Y of 2 x 2 outputs. Vectors run along the channels.
+#pragma once
+
+#include "conv/conv_winograd_plan.h"
+#include "core/simd.h"
+
+namespace weft::WEFT_TARGET {
+namespace {
+
+using FloatVec = Vec<float>;
+
+// Bᵀ of one row or column.
+WEFT_INLINE void winograd_input(const FloatVec (&d)[4], FloatVec (&v)[4]) {
+  v[0] = d[0] - d[2];
+  v[1] = d[1] + d[2];
+  v[2] = d[2] - d[1];
+  v[3] = d[1] - d[3];
+}
+
+// G of one row or column.
+WEFT_INLINE void winograd_weights(const FloatVec (&g)[3], FloatVec (&u)[4]) {
+  const FloatVec ends = 0.5f * (g[0] + g[2]), middle = 0.5f * g[1];
+  u[0] = g[0];
+  u[1] = ends + middle;
+  u[2] = ends - middle;
+  u[3] = g[2];
+}
+
+// Aᵀ of one row or column.
+WEFT_INLINE void winograd_output(const FloatVec (&m)[4], FloatVec (&y)[2]) {
+  y[0] = m[0] + m[1] + m[2];
+  y[1] = m[1] - m[2] - m[3];
+}
+
+// A vector of channels of one tile; points are `point` apart.
+WEFT_INLINE void transform_tile(const FloatVec (&d)[4][4], float* out, int64_t point) {
+  FloatVec rows[4][4];  // [column, row]
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const FloatVec column[4] = {d[0][j], d[1][j], d[2][j], d[3][j]};
+    winograd_input(column, rows[j]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const FloatVec row[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+    FloatVec v[4];
+    winograd_input(row, v);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store_vec(out + (4 * i + j) * point, v[j]);
+  }
+}
+
+// A vector of destination channels of one source channel: window[3 * i + j] is `place` behind the
+// one before.
+WEFT_INLINE void transform_window(const float* window, int64_t place, float* out, int64_t point) {
+  FloatVec rows[3][4];  // [column, row]
+#pragma GCC unroll 3
+  for (int j = 0; j < 3; ++j) {
+    const FloatVec column[3] = {load_vec(window + j * place), load_vec(window + (3 + j) * place),
+                                load_vec(window + (6 + j) * place)};
+    winograd_weights(column, rows[j]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const FloatVec row[3] = {rows[0][i], rows[1][i], rows[2][i]};
+    FloatVec u[4];
+    winograd_weights(row, u);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store_vec(out + (4 * i + j) * point, u[j]);
+  }
+}
+
+// A vector of channels of the 2 x 2 outputs of one tile.
+WEFT_INLINE void transform_sums(const float* sums, int64_t point, FloatVec (&y)[2][2]) {
+  FloatVec rows[4][2];  // [column, row of outputs]
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const FloatVec column[4] = {load_vec(sums + j * point), load_vec(sums + (4 + j) * point),
+                                load_vec(sums + (8 + j) * point),
+                                load_vec(sums + (12 + j) * point)};
+    winograd_output(column, rows[j]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const FloatVec row[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+    winograd_output(row, y[i]);
+  }
+}
+
+}  // namespace
+}  // namespace weft::WEFT_TARGET

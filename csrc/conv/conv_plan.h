@@ -82,8 +82,8 @@ WEFT_HD constexpr int64_t conv_least_bytes(const ConvProblem& p, ConvStep step) 
   return elements * size_of(p.dtype);
 }
 
-// With the copies that the product makes of contiguous operands, and planes of channels-last maps:
-// written and read once more.
+// With the copies that the product makes of contiguous operands, planes of channels-last maps and
+// transformed weights: written and read once more.
 WEFT_HD constexpr int64_t conv_bytes(const ConvProblem& p, ConvStep step, ConvPath path) {
   int64_t copied = 0;
   if (path == ConvPath::planes && p.channels_last) copied = p.in_elements() + p.out_elements();
@@ -91,6 +91,7 @@ WEFT_HD constexpr int64_t conv_bytes(const ConvProblem& p, ConvStep step, ConvPa
     if (step != ConvStep::dgrad) copied += p.in_elements();
     if (step != ConvStep::fprop) copied += p.out_elements();
   }
+  if (path == ConvPath::winograd) copied = p.weight_elements() * winograd::kPoints / 9;
   return conv_least_bytes(p, step) + 2 * copied * size_of(p.dtype);
 }
 

@@ -12,12 +12,12 @@ namespace weft {
 
 namespace winograd {
 
-constexpr int64_t kPoints = 16;      // of a tile: 4 x 4
-constexpr int64_t kBlockTiles = 48;  // a multiple of every tile product's height
-constexpr int64_t kLeastTiles = 16;  // of a block
-constexpr int64_t kTaskSlices = 8;   // of a volume, that a task goes through
-constexpr int64_t kTaskPanels = 4;   // of weights
-constexpr int64_t kLeastChannels = 24;
+constexpr int64_t kPoints = 16;         // of a tile: 4 x 4
+constexpr int64_t kBlockTiles = 48;     // a multiple of every tile product's height
+constexpr int64_t kLeastTiles = 16;     // of a block
+constexpr int64_t kTaskSlices = 8;      // of a volume, that a task goes through
+constexpr int64_t kSlabChannels = 256;  // of the destination, that a task takes
+constexpr int64_t kLeastChannels = 16;
 
 }  // namespace winograd
 
@@ -28,6 +28,7 @@ struct WinogradCut {
   int64_t tiles;          // of a slice of all images
   int64_t blocks;
   int64_t chunks;
+  int64_t slabs;  // of destination channels of a group
 };
 
 WEFT_HD constexpr WinogradCut winograd_cut(const ConvProblem& p, bool transposed) {
@@ -37,11 +38,14 @@ WEFT_HD constexpr WinogradCut winograd_cut(const ConvProblem& p, bool transposed
   cut.rows = ceil_div(dst[1], 2);
   cut.columns = ceil_div(dst[2], 2);
   cut.tiles = p.n * cut.rows * cut.columns;
-  constexpr int64_t kBlocks = 8;
-  const int64_t wanted = ceil_div(ceil_div(cut.tiles, kBlockTiles), kBlocks) * kBlocks;
+  cut.chunks = ceil_div(dst[0], kTaskSlices);
+  cut.slabs = ceil_div(transposed ? p.c : p.k, kSlabChannels);
+  // Several tasks, whatever the number of threads.
+  constexpr int64_t kTasks = 8;
+  const int64_t unit = ceil_div(kTasks, cut.chunks * cut.slabs * p.groups);
+  const int64_t wanted = ceil_div(ceil_div(cut.tiles, kBlockTiles), unit) * unit;
   const int64_t most = cut.tiles / kLeastTiles;
   cut.blocks = wanted < most ? wanted : most > 1 ? most : 1;
-  cut.chunks = ceil_div(dst[0], kTaskSlices);
   return cut;
 }
 
@@ -59,24 +63,29 @@ WEFT_HD constexpr int64_t places_read(const Window& w, int64_t in, int64_t out) 
   return read;
 }
 
-// Costs in operations of the tile product. A byte of a tile that is transformed, and of a weight.
-constexpr int64_t kTileByte = 4, kWeightByte = 10;
+// Operations of the products of all points.
+WEFT_HD constexpr int64_t operations(const ConvProblem& p, bool transposed) {
+  const int64_t slices = places_read(p.window[0], p.in[0], p.out[0]);
+  return 2 * p.groups * slices * winograd_cut(p, transposed).tiles * kPoints * p.c * p.k;
+}
 
-WEFT_HD constexpr int64_t direct_cost(const ConvProblem& p) {
+// Of the places of the window that lie inside: the tile product leaves the others out.
+WEFT_HD constexpr int64_t direct_operations(const ConvProblem& p) {
   int64_t places = 1;
   for (int axis = 0; axis < 3; ++axis)
     places *= places_read(p.window[axis], p.in[axis], p.out[axis]);
   return 2 * p.n * p.groups * p.c * p.k * places;
 }
 
+// In operations, with what the transforms write and read again; the factors are what a byte was
+// measured to take, of a tile (second-level cache) and of a weight (third-level cache).
 WEFT_HD constexpr int64_t cost(const ConvProblem& p, bool transposed) {
-  const int64_t dst_slices = transposed ? p.in[0] : p.out[0];
-  const int64_t tiles = winograd_cut(p, transposed).tiles;
-  const int64_t products =
-      places_read(p.window[0], p.in[0], p.out[0]) * tiles * kPoints * p.c * p.k;
-  const int64_t tile_bytes = 2 * 4 * kPoints * tiles * dst_slices * (p.c + p.k);
-  const int64_t weight_bytes = 4 * (9 + 2 * kPoints) * p.window[0].size * p.c * p.k;
-  return p.groups * (2 * products + kTileByte * tile_bytes + kWeightByte * weight_bytes);
+  constexpr int64_t kTileByte = 2, kWeightByte = 4;
+  const int64_t slices = transposed ? p.in[0] : p.out[0];
+  const int64_t of_tiles = 2 * kPoints * winograd_cut(p, transposed).tiles * slices * (p.c + p.k);
+  const int64_t of_weights = (9 + 2 * kPoints) * p.window[0].size * p.c * p.k;
+  return operations(p, transposed) +
+         4 * p.groups * (kTileByte * of_tiles + kWeightByte * of_weights);
 }
 
 }  // namespace winograd
@@ -88,7 +97,7 @@ WEFT_HD constexpr bool conv_takes_winograd(const ConvProblem& p, bool transposed
   for (int axis = 0; axis < 3; ++axis)
     if (p.window[axis].stride != 1 || p.window[axis].dilation != 1) return false;
   if (p.window[0].size > 3 || p.window[1].size != 3 || p.window[2].size != 3) return false;
-  return cost(p, transposed) < direct_cost(p);
+  return cost(p, transposed) < direct_operations(p);
 }
 
 }  // namespace weft

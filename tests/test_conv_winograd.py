@@ -23,11 +23,11 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
     "even": ((2, 64, 14, 16), 64, {"padding": 1}),
     "odd": ((3, 40, 17, 15), 36, {"padding": 1}),
     "no_padding": ((1, 48, 20, 23), 40, {}),
-    "wide_padding": ((2, 48, 16, 13), 40, {"padding": 2}),
+    "wide_padding": ((2, 64, 20, 17), 48, {"padding": 2}),
     "uneven_padding": ((2, 48, 15, 14), 48, {"padding": (2, 0)}),
     "tails": ((2, 33, 21, 19), 49, {"padding": 1}),
-    "small_maps": ((16, 96, 7, 7), 80, {"padding": 1}),
-    "one_column": ((24, 64, 21, 2), 64, {"padding": 1}),
+    "small_maps": ((12, 96, 8, 8), 80, {"padding": 1}),
+    "narrow": ((12, 64, 21, 4), 64, {"padding": 1}),
     "many_channels": ((2, 200, 12, 12), 136, {"padding": 1}),
     "grouped": ((1, 64, 30, 31), 96, {"padding": 1, "groups": 2}),
     "volume": ((1, 24, 10, 13, 12), 24, {"padding": 1}),
@@ -51,7 +51,7 @@ def conv(x: Tensor, module: Any = W) -> Any:
 
 def paths(function: Any, *inputs: Tensor, target: str | None = None) -> list[str]:
     plans = weft.explain(function, *inputs, backward=True, target=target)
-    return [p.path for p in plans if p.kernel in ("conv_fprop", "conv_dgrad")]
+    return [p.path for p in plans if p.kernel in ("conv_fprop", "conv_dgrad", "conv_wgrad")]
 
 
 @LAST_OR_NOT
@@ -59,7 +59,8 @@ def paths(function: Any, *inputs: Tensor, target: str | None = None) -> list[str
 def test_as_accurate_as_native(case: str, last: bool) -> None:
     x, w, b, options = arguments(case, last)
     x.requires_grad_()
-    assert paths(lambda x: conv(x)(x, w, b, **options), x) == ["winograd"] * 2
+    w.requires_grad_()
+    assert paths(lambda *t: conv(x)(*t, **options), x, w, b) == ["winograd"] * 3
     check_against_native(
         lambda *t: conv(x)(*t, **options), lambda *t: conv(x, F)(*t, **options), x, w, b
     )
@@ -70,17 +71,17 @@ def test_as_accurate_as_native(case: str, last: bool) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_small_integers_are_exact(case: str, target: str, last: bool) -> None:
     like, weight, bias, options = arguments(case, last)
-    x, w, b = (torch.randint_like(t, -3, 4) for t in (like, weight, bias))
-    x.requires_grad_()
-    double = x.detach().double().requires_grad_()
-    expected = conv(x, F)(double, w.double(), b.double(), **options)
+    x, w, b = (torch.randint_like(t, -3, 4).requires_grad_() for t in (like, weight, bias))
+    doubles = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = conv(x, F)(*doubles, b.double(), **options)
     seed = torch.randint_like(expected, -2, 3)
-    (exact,) = torch.autograd.grad(expected, double, seed)
+    exact = torch.autograd.grad(expected, doubles, seed)
     with cpu_target(target):
         actual = conv(x)(x, w, b, **options)
-        (gradient,) = torch.autograd.grad(actual, x, seed.float())
+        gradients = torch.autograd.grad(actual, (x, w), seed.float())
     assert torch.equal(actual.double(), expected)
-    assert torch.equal(gradient.double(), exact)
+    for got, want in zip(gradients, exact, strict=True):
+        assert torch.equal(got.double(), want)
 
 
 @LAST_OR_NOT
@@ -113,10 +114,12 @@ def test_bits_do_not_depend_on_threads_or_on_the_batch(case: str, last: bool) ->
     x = torch.cat([x, torch.randn_like(x)])
     x = x.contiguous(memory_format=LAST[x.dim()]) if last else x
     x.requires_grad_()
+    w.requires_grad_()
+    seed = torch.randn_like(conv(x)(x, w, b, **options))
 
     def run() -> tuple[Tensor, ...]:
         y = conv(x)(x, w, b, **options)
-        return y, *torch.autograd.grad(y, x, torch.ones_like(y))
+        return y, *torch.autograd.grad(y, (x, w), seed)
 
     check_deterministic(run)
     y = conv(x)(x, w, b, **options)
@@ -180,6 +183,21 @@ def test_weights_that_are_not_finite(last: bool) -> None:
 
 
 @LAST_OR_NOT
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 2e38])
+def test_weight_gradients_of_values_that_are_not_finite(value: float, last: bool) -> None:
+    x, w, _, options = arguments("odd", last)
+    w.requires_grad_()
+    seed = torch.randn_like(W.conv2d(x, w, **options)) / 100
+    x[1, 3, 16, 6] = x[1, 3, 16, 7] = value  # the last row, which only two rows of windows read
+    results = [
+        torch.autograd.grad(module.conv2d(x.to(dtype), weight, **options), weight, seed.to(dtype))
+        for module, dtype in ((W, x.dtype), (F, x.dtype), (F, torch.float64))
+        for weight in (w.detach().to(dtype).requires_grad_(),)
+    ]
+    assert_as_accurate(*(gradient for (gradient,) in results))
+
+
+@LAST_OR_NOT
 def test_positions_that_no_window_reads(last: bool) -> None:
     """Padding may be negative behind the map; tiles end beyond the last window."""
     x, w, _, _ = arguments("odd", last)
@@ -201,8 +219,8 @@ def test_what_takes_another_way(target: str) -> None:
         x = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
         c = size[1] // options.get("groups", 1)
         window = options.pop("window", 3)
-        w = torch.empty(k, c, window, window, dtype=dtype, device="meta")
-        return set(paths(lambda x: W.conv2d(x, w, **options), x, target=target))
+        w = torch.empty(k, c, window, window, dtype=dtype, device="meta", requires_grad=True)
+        return set(paths(lambda *t: W.conv2d(*t, **options), x, w, target=target))
 
     size, real = (8, 64, 28, 28), torch.float32
     assert path(size, 64, real, padding=1) == {"winograd"}

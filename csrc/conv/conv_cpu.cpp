@@ -36,6 +36,8 @@ ConvWgrad* wgrad_of(const ConvProblem& p) {
       return conv_product_wgrad;
     case ConvPath::planes:
       return conv_planes_wgrad;
+    case ConvPath::winograd:
+      return conv_winograd_wgrad;
     default:
       return conv_depthwise_wgrad;
   }

@@ -14,6 +14,6 @@ using ConvBackward = void(const ConvProblem&, const ConvGradients&, const Contex
 
 ConvBackward conv_depthwise_backward;
 ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather, conv_winograd_gather;
-ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad;
+ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad, conv_winograd_wgrad;
 
 }  // namespace weft::WEFT_TARGET

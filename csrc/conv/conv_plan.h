@@ -56,7 +56,9 @@ WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transpose
   return path;
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
-  return conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
+  const ConvPath path = conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
+  if (path == ConvPath::product && conv_wgrad_takes_winograd(p)) return ConvPath::winograd;
+  return path;
 }
 
 // Whether all gradients come of one walk on CPU: where no two of them are a tile product.

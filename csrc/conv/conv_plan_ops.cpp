@@ -94,11 +94,7 @@ void note(const ConvProblem& p, ConvStep step) {
                             : conv_gather_path(p, step == ConvStep::dgrad, lanes);
   plan.path = name_of(path);
   plan.bytes = conv_bytes(p, step, path);
-  if (path == ConvPath::winograd) {
-    const WinogradCut cut = winograd_cut(p, step == ConvStep::dgrad);
-    plan.flops = winograd::operations(p, step == ConvStep::dgrad);
-    plan.tile = {{"tiles", ceil_div(cut.tiles, cut.blocks)}};
-  }
+  if (path == ConvPath::winograd) plan.flops = winograd::operations(p, step == ConvStep::dgrad);
   note_plan(std::move(plan));
 }
 

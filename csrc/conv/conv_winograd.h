@@ -12,12 +12,12 @@
 // Bound: FLOPs, four fifths of the time and more from 64 channels on.
 //
 // Numbers: inputs of a tile are added up before they are multiplied, so an output's error is
-// relative to the largest input of its tile, not of its window; sums over channels are cut into
-// runs of at most 64, with which the error against float64 is about PyTorch's. The coefficients are
-// 0, 1 and 1/2, so small integers stay exact. A value that is not finite, or overflows in a
-// transform, reaches at least one output of each of its tiles as one that is not finite either, so
-// the outputs of all tiles are looked at, also those beyond the map, and images with such ones are
-// made again the direct way (conv_winograd_cpu.cpp).
+// relative to the largest input of its tile, not of its window; sums over channels are made in
+// runs (pack_cpu.h), with which the error against float64 is that of the direct way. The
+// coefficients are 0, 1 and 1/2, so small integers stay exact. A value that is not finite, or
+// overflows in a transform, reaches at least one output of each of its tiles as one that is not
+// finite either, so the outputs of all tiles are looked at, also those beyond the map, and images
+// with such ones are made again the direct way (conv_winograd_cpu.cpp).
 //
 // Memory: 16/9 of the weights, and for each thread 48 x 16 x (C x slices + one panel) numbers.
 #pragma once
@@ -27,9 +27,6 @@
 
 namespace weft::WEFT_TARGET {
 namespace {
-
-// Terms that are added up before they join a sum: a longer sum leaves more error.
-inline constexpr int64_t kWinogradTerms = 64;
 
 // Transformed weights, a panel [point, term, lane] after another; terms are slices of the window
 // and source channels.
@@ -87,7 +84,8 @@ class WinogradBlock {
         tile_(round_up(g.src_channels, kLane)),
         point_(tiles * tile_ + kLane),
         sum_point_(tiles * kSumTile + kLane),
-        reader_(p, g, src),
+        map_(source_map(p, g, src)),
+        reader_(map_, g.src_channels),
         writer_(p, g, dst),
         transformed_(taps_ * winograd::kPoints * point_),
         sums_(winograd::kPoints * sum_point_),
@@ -101,13 +99,14 @@ class WinogradBlock {
   void run(const WinogradCut& cut, int64_t begin, int64_t end, int64_t slice, int64_t last,
            const WeightPanel<float>* panels, int64_t panel_count, uint8_t* failed) {
     const int64_t run_count = list_tile_runs(cut, begin, end, runs_.data());
-    const int64_t lead = reader_.lead(0);
+    const int64_t lead = map_.lead[0];
     int64_t next = most(slice - lead, 0);  // the slice of the source to read
     for (; slice < last; ++slice) {
       const Range taps = {most(0, lead - slice), least(taps_, g_.src[0] + lead - slice)};
       for (; next < least(slice - lead + taps_, g_.src[0]); ++next)
         for (int64_t i = 0; i < run_count; ++i)
-          reader_.read(runs_[i], panels->group, next, slot(next));
+          reader_.read(runs_[i], panels->group * g_.src_channels, g_.src_channels, next,
+                       slot(next));
       for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
         const float* const from = slot(slice - lead + tap).data;
         for (int64_t t = 0; t < end - begin; ++t) table_[tap * most_tiles_ + t] = from + t * tile_;
@@ -136,40 +135,31 @@ class WinogradBlock {
   // The sums of all points of the block's tiles, for one panel.
   void add_up(const WeightPanel<float>& panel, const Range& taps, int64_t tiles) {
     const int64_t channels = g_.src_channels, width = panel.vectors * kLane;
-    const int64_t together = most(1, kWinogradTerms / channels);
-    const int64_t parts = ceil_div(channels, kWinogradTerms);
+    const int64_t parts = ceil_div(channels, kDepth);
     for (int64_t point = 0; point < winograd::kPoints; ++point) {
       float* const sums = sums_.data() + point * sum_point_;
       const float* const weights = panel.weights + point * taps_ * channels * width;
       for (int64_t t = 0; t < tiles; ++t) ways_[t] = sums + t * kSumTile;
       if (taps.begin >= taps.end) fill(sums, tiles * kSumTile, 0.0f);
       bool add = false;
-      for (int64_t tap = taps.begin; tap < taps.end; tap += together)
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap)
         for (int64_t part = 0; part < parts; ++part, add = true) {
           const int64_t first = channels * part / parts, last = channels * (part + 1) / parts;
-          const int64_t count = least(together, taps.end - tap);
-          const float* of_tap[kMostTaps];
-          for (int64_t b = 0; b < count; ++b)
-            of_tap[b] = weights + ((tap + b) * channels + first) * width;
-          const PackedBatch<float> batch{table_.data() + tap * most_tiles_,
-                                         most_tiles_,
-                                         of_tap,
-                                         count,
-                                         point * point_ + first,
-                                         last - first};
+          const float* const from = weights + (tap * channels + first) * width;
+          const PackedBatch<float> batch{
+              table_.data() + tap * most_tiles_, 0, &from, 1, point * point_ + first, last - first};
           with_count<kPanelVectors>(panel.vectors, [&](auto vectors) {
-            packed_batch<decltype(vectors)::value, false>(batch, tiles,
-                                                          JoinSums<float>{add, ways_.data()});
+            packed_batch<decltype(vectors)::value, false, true>(batch, tiles,
+                                                                JoinSums<float>{add, ways_.data()});
           });
         }
     }
   }
 
-  static constexpr int64_t kMostTaps = 3;
-
   const Gather& g_;
   int64_t taps_, tile_, point_, sum_point_;
-  TileReader reader_;
+  TileMap map_;
+  TileReader<4> reader_;
   TileWriter writer_;
   Scratch<float> transformed_, sums_;
   Scratch<TileRun> runs_;

@@ -90,14 +90,57 @@ WEFT_HD constexpr int64_t cost(const ConvProblem& p, bool transposed) {
 
 }  // namespace winograd
 
-WEFT_HD constexpr bool conv_takes_winograd(const ConvProblem& p, bool transposed) {
+// Whether tiles serve at all.
+WEFT_HD constexpr bool conv_has_tiles(const ConvProblem& p) {
   using namespace winograd;
   if (p.direct || p.dtype != DType::f32 || p.c < kLeastChannels || p.k < kLeastChannels)
     return false;
   for (int axis = 0; axis < 3; ++axis)
     if (p.window[axis].stride != 1 || p.window[axis].dilation != 1) return false;
-  if (p.window[0].size > 3 || p.window[1].size != 3 || p.window[2].size != 3) return false;
-  return cost(p, transposed) < direct_operations(p);
+  return p.window[0].size <= 3 && p.window[1].size == 3 && p.window[2].size == 3;
+}
+
+// fprop and dgrad.
+WEFT_HD constexpr bool conv_takes_winograd(const ConvProblem& p, bool transposed) {
+  return conv_has_tiles(p) && winograd::cost(p, transposed) < winograd::direct_operations(p);
+}
+
+// ---- weight gradients --------------------------------------------------------------------------
+
+// Tasks are blocks of weights, of nearly equal size, times chunks of the tiles.
+struct WinogradWgradCut {
+  WinogradCut tiles;
+  int64_t k_blocks;
+  int64_t c_blocks;  // cut between vectors
+  int64_t chunks;
+};
+
+WEFT_HD constexpr WinogradWgradCut winograd_wgrad_cut(const ConvProblem& p) {
+  using namespace winograd;
+  constexpr int64_t kTasks = 8, kSide = 64, kLeastBlocks = 2;
+  WinogradWgradCut cut{};
+  cut.tiles = winograd_cut(p, false);
+  cut.k_blocks = ceil_div(p.k, kSide);
+  // A block's sums of all slices of the window are to stay in the cache.
+  cut.c_blocks = ceil_div(p.c, p.window[0].size > 1 ? kSide / 2 : kSide);
+  const int64_t wanted = ceil_div(kTasks, p.groups * cut.k_blocks * cut.c_blocks);
+  const int64_t most = cut.tiles.tiles / (kLeastBlocks * kBlockTiles);
+  cut.chunks = wanted < most ? wanted : most > 1 ? most : 1;
+  return cut;
+}
+
+WEFT_HD constexpr bool conv_wgrad_takes_winograd(const ConvProblem& p) {
+  using namespace winograd;
+  if (!conv_has_tiles(p)) return false;
+  constexpr int64_t kTileByte = 2, kWeightByte = 4;  // see cost
+  const WinogradWgradCut cut = winograd_wgrad_cut(p);
+  const int64_t of_tiles =
+      2 * kPoints * cut.tiles.tiles * p.out[0] * (p.c * cut.k_blocks + p.k * cut.c_blocks);
+  const int64_t of_weights = (9 + 2 * kPoints) * p.window[0].size * p.c * p.k * cut.chunks;
+  // A block's sums are loaded and stored for every block of tiles.
+  const int64_t products = operations(p, false) / 8 * 9;
+  return products + 4 * p.groups * (kTileByte * of_tiles + kWeightByte * of_weights) <
+         direct_operations(p);
 }
 
 }  // namespace weft

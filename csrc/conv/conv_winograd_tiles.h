@@ -33,35 +33,48 @@ struct TransformedTiles {
   int64_t point;  // from point to point: not a multiple of 4 KiB, where all would share cache sets
 };
 
-// Reads tiles of the source: of one group's channels, from the map itself (channels-last), or from
-// rows that are turned round a vector of channels at a time (contiguous).
+// A map that tiles are read from.
+struct TileMap {
+  const float* data;
+  bool planes;      // contiguous, else channels-last
+  int64_t pixel;    // channels of a pixel
+  int64_t lead[3];  // of padding
+  const int64_t (&extent)[3];
+};
+
+inline TileMap source_map(const ConvProblem& p, const Gather& g, const float* src) {
+  const auto lead = [&](int axis) {
+    const Window& w = p.window[axis];
+    return g.transposed ? w.size - 1 - w.padding : w.padding;
+  };
+  return {src, !p.channels_last, p.groups * g.src_channels, {lead(0), lead(1), lead(2)}, g.src};
+}
+
+// Reads and transforms tiles of kSide x kSide positions, two apart: channels-last ones as they lie,
+// contiguous ones from rows that are turned round a vector of channels at a time.
+template <int kSide>
 class TileReader {
  public:
-  TileReader(const ConvProblem& p, const Gather& g, const float* src)
-      : g_(g), src_(src), planes_(!p.channels_last), pixel_(p.groups * g.src_channels) {
-    for (int axis = 0; axis < 3; ++axis) {
-      const Window& w = p.window[axis];
-      lead_[axis] = g.transposed ? w.size - 1 - w.padding : w.padding;
-    }
-    const int64_t edge = kSide * kSide * round_up(g.src_channels, kLane);
-    const int64_t strip = kSide * (2 * winograd::kBlockTiles + 2) * kLane + kLane * kLane;
-    held_.resize(planes_ ? strip : edge);
+  TileReader(const TileMap& map, int64_t most_channels) : map_(map) {
+    const int64_t edge = kSide * kSide * round_up(most_channels, kLane);
+    const int64_t strip = kSide * columns(winograd::kBlockTiles) * kLane + kLane * kLane;
+    held_.resize(map.planes ? strip : edge);
   }
 
-  int64_t lead(int axis) const { return lead_[axis]; }
-
-  // Tiles of the run in slice `slice`, at their places of the block.
-  void read(const TileRun& run, int64_t group, int64_t slice, const TransformedTiles& out) {
+  // Some channels of the tiles of the run in slice `slice`, at their places of the block.
+  void read(const TileRun& run, int64_t channel, int64_t channels, int64_t slice,
+            const TransformedTiles& out) {
     float* const to = out.data + run.first * out.tile;
-    if (planes_)
-      read_planes(run, group, slice, to, out);
+    if (map_.planes)
+      read_planes(run, channel, channels, slice, to, out);
     else
-      read_pixels(run, group, slice, to, out);
+      read_pixels(run, channel, channels, slice, to, out);
   }
 
  private:
   static constexpr int64_t kLane = kLanes<float>;
-  static constexpr int64_t kSide = 4;  // of a tile
+
+  static constexpr int64_t columns(int64_t tiles) { return 2 * tiles + kSide - 2; }
 
   // `channels` of tiles whose corners lie `tile_step` apart.
   static void transform(const float* from, int64_t row, int64_t column, int64_t tile_step,
@@ -79,83 +92,79 @@ class TileReader {
       }
   }
 
-  void read_pixels(const TileRun& run, int64_t group, int64_t slice, float* to,
+  void read_pixels(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, float* to,
                    const TransformedTiles& out) {
-    const int64_t height = g_.src[1], width = g_.src[2], channels = g_.src_channels;
+    const int64_t height = map_.extent[1], width = map_.extent[2], pixel = map_.pixel;
     const float* const map =
-        src_ + (run.n * g_.src[0] + slice) * height * width * pixel_ + group * channels;
-    const int64_t top = 2 * run.row - lead_[1], row = width * pixel_;
+        map_.data + (run.n * map_.extent[0] + slice) * height * width * pixel + channel;
+    const int64_t top = 2 * run.row - map_.lead[1], lead = map_.lead[2], row = width * pixel;
     // Tiles [inner, end) lie inside.
     const int64_t last = run.column + run.count;
     int64_t inner = last, end = last;
-    if (top >= 0 && top + kSide <= height && width + lead_[2] >= kSide) {
-      inner = least(most(run.column, ceil_div(lead_[2], 2)), last);
-      end = most(inner, least((width - kSide + lead_[2]) / 2 + 1, last));
+    if (top >= 0 && top + kSide <= height && width + lead >= kSide) {
+      inner = least(most(run.column, ceil_div(lead, 2)), last);
+      end = most(inner, least((width - kSide + lead) / 2 + 1, last));
     }
-    for (int64_t t = run.column; t < last; ++t, to += out.tile) {
-      const int64_t left = 2 * t - lead_[2];
-      if (t >= inner && t < end) {
-        transform(map + top * row + left * pixel_, row, pixel_, 2 * pixel_, end - t, channels, to,
-                  out);
-        to += (end - t - 1) * out.tile;
-        t = end - 1;
-        continue;
+    for (int64_t t = run.column; t < last;) {
+      const int64_t left = 2 * t - lead;
+      const int64_t taken = t == inner && end > inner ? end - inner : 1;
+      if (taken > 1 || (t >= inner && t < end)) {
+        transform(map + top * row + left * pixel, row, pixel, 2 * pixel, taken, channels, to, out);
+      } else {
+        const int64_t pitch = round_up(channels, kLane);
+        for (int64_t i = 0; i < kSide; ++i)
+          for (int64_t j = 0; j < kSide; ++j) {
+            float* const held = held_.data() + (i * kSide + j) * pitch;
+            const int64_t y = top + i, x = left + j;
+            if (y >= 0 && y < height && x >= 0 && x < width)
+              copy_row(held, map + y * row + x * pixel, channels);
+            else
+              fill(held, channels, 0.0f);
+          }
+        transform(held_.data(), kSide * pitch, pitch, 0, 1, channels, to, out);
       }
-      const int64_t pitch = round_up(channels, kLane);
-      for (int64_t i = 0; i < kSide; ++i)
-        for (int64_t j = 0; j < kSide; ++j) {
-          float* const held = held_.data() + (i * kSide + j) * pitch;
-          const int64_t y = top + i, x = left + j;
-          if (y >= 0 && y < height && x >= 0 && x < width)
-            copy_row(held, map + y * row + x * pixel_, channels);
-          else
-            fill(held, channels, 0.0f);
-        }
-      transform(held_.data(), kSide * pitch, pitch, 0, 1, channels, to, out);
+      t += taken;
+      to += taken * out.tile;
     }
   }
 
-  void read_planes(const TileRun& run, int64_t group, int64_t slice, float* to,
+  void read_planes(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, float* to,
                    const TransformedTiles& out) {
-    const int64_t height = g_.src[1], width = g_.src[2], positions = g_.src_positions();
+    const int64_t height = map_.extent[1], width = map_.extent[2];
+    const int64_t plane = map_.extent[0] * height * width;
+    const int64_t top = 2 * run.row - map_.lead[1], left = 2 * run.column - map_.lead[2];
     const float* const map =
-        src_ + (run.n * pixel_ + group * g_.src_channels) * positions + slice * height * width;
-    const int64_t top = 2 * run.row - lead_[1], left = 2 * run.column - lead_[2];
-    const int64_t columns = 2 * run.count + 2;
-    const int64_t begin = least(most(-left, 0), columns);
-    const int64_t end = most(begin, least(width - left, columns));
-    for (int64_t c = 0; c < g_.src_channels; c += kLane) {
-      const int64_t channels = least(kLane, g_.src_channels - c);
+        map_.data + (run.n * map_.pixel + channel) * plane + slice * height * width + left;
+    const int64_t all = columns(run.count);
+    const int64_t begin = least(most(-left, 0), all);
+    const int64_t end = most(begin, least(width - left, all));
+    for (int64_t c = 0; c < channels; c += kLane) {
       for (int64_t i = 0; i < kSide; ++i) {
-        float* const held = held_.data() + i * columns * kLane;
+        float* const held = held_.data() + i * all * kLane;
         const int64_t y = top + i;
         if (y < 0 || y >= height) {
-          fill(held, columns * kLane, 0.0f);
+          fill(held, all * kLane, 0.0f);
           continue;
         }
         fill(held, begin * kLane, 0.0f);
-        const float* const from = map + c * positions + y * width + left;
+        const float* const from = map + c * plane + y * width;
         // A square runs past `end`: what follows is written after it.
         for (int64_t x = begin; x < end; x += kLane) {
           FloatVec square[kLane];
 #pragma GCC unroll 16
           for (int64_t j = 0; j < kLane; ++j)
-            square[j] = j < channels ? load_lanes(from + j * positions + x, end - x) : FloatVec{};
+            square[j] = c + j < channels ? load_lanes(from + j * plane + x, end - x) : FloatVec{};
           transpose(square);
 #pragma GCC unroll 16
           for (int64_t j = 0; j < kLane; ++j) store_vec(held + (x + j) * kLane, square[j]);
         }
-        fill(held + end * kLane, (columns - end) * kLane, 0.0f);
+        fill(held + end * kLane, (all - end) * kLane, 0.0f);
       }
-      transform(held_.data(), columns * kLane, kLane, 2 * kLane, run.count, kLane, to + c, out);
+      transform(held_.data(), all * kLane, kLane, 2 * kLane, run.count, kLane, to + c, out);
     }
   }
 
-  const Gather& g_;
-  const float* src_;
-  bool planes_;
-  int64_t pixel_;  // channels of a pixel
-  int64_t lead_[3];
+  TileMap map_;
   Scratch<float> held_;
 };
 

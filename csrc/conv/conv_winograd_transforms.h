@@ -1,6 +1,7 @@
-// The three transforms of F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
+// The transforms of F(2x2, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural
 // Networks", arXiv 1509.09308): Y = Aᵀ [ Σ_c (G g Gᵀ) ⊙ (Bᵀ d B) ] A of tiles d of 4 x 4 inputs,
-// windows g and tiles Y of 2 x 2 outputs. Vectors run along the channels.
+// windows g and tiles Y of 2 x 2 outputs. That is linear in g, so the gradient of g is
+// Gᵀ [ Σ_tiles (A Y' Aᵀ) ⊙ (Bᵀ d B) ] G of gradients Y' of Y. Vectors run along the channels.
 #pragma once
 
 #include "conv/conv_winograd_plan.h"
@@ -34,7 +35,23 @@ WEFT_INLINE void winograd_output(const FloatVec (&m)[4], FloatVec (&y)[2]) {
   y[1] = m[1] - m[2] - m[3];
 }
 
-// A vector of channels of one tile; points are `point` apart.
+// A of one row or column.
+WEFT_INLINE void winograd_gradient(const FloatVec (&g)[2], FloatVec (&v)[4]) {
+  v[0] = g[0];
+  v[1] = g[0] + g[1];
+  v[2] = g[0] - g[1];
+  v[3] = -g[1];
+}
+
+// Gᵀ of one row or column.
+WEFT_INLINE void winograd_window(const FloatVec (&m)[4], FloatVec (&g)[3]) {
+  const FloatVec even = 0.5f * (m[1] + m[2]);
+  g[0] = m[0] + even;
+  g[1] = 0.5f * (m[1] - m[2]);
+  g[2] = even + m[3];
+}
+
+// A vector of channels of one tile, 4 x 4 inputs or 2 x 2 gradients; points are `point` apart.
 WEFT_INLINE void transform_tile(const FloatVec (&d)[4][4], float* out, int64_t point) {
   FloatVec rows[4][4];  // [column, row]
 #pragma GCC unroll 4
@@ -47,6 +64,23 @@ WEFT_INLINE void transform_tile(const FloatVec (&d)[4][4], float* out, int64_t p
     const FloatVec row[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
     FloatVec v[4];
     winograd_input(row, v);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) store_vec(out + (4 * i + j) * point, v[j]);
+  }
+}
+
+WEFT_INLINE void transform_tile(const FloatVec (&d)[2][2], float* out, int64_t point) {
+  FloatVec rows[2][4];  // [column, row]
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; ++j) {
+    const FloatVec column[2] = {d[0][j], d[1][j]};
+    winograd_gradient(column, rows[j]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const FloatVec row[2] = {rows[0][i], rows[1][i]};
+    FloatVec v[4];
+    winograd_gradient(row, v);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) store_vec(out + (4 * i + j) * point, v[j]);
   }
@@ -86,6 +120,23 @@ WEFT_INLINE void transform_sums(const float* sums, int64_t point, FloatVec (&y)[
   for (int i = 0; i < 2; ++i) {
     const FloatVec row[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
     winograd_output(row, y[i]);
+  }
+}
+
+// A vector of channels of the gradient of one window, from the sums of all points.
+WEFT_INLINE void transform_gradient_sums(const float* sums, int64_t point, FloatVec (&g)[3][3]) {
+  FloatVec rows[4][3];  // [column, row of the window]
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const FloatVec column[4] = {load_vec(sums + j * point), load_vec(sums + (4 + j) * point),
+                                load_vec(sums + (8 + j) * point),
+                                load_vec(sums + (12 + j) * point)};
+    winograd_window(column, rows[j]);
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const FloatVec row[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+    winograd_window(row, g[i]);
   }
 }
 

@@ -17,13 +17,15 @@ void conv_winograd_gather(const ConvProblem& p, bool transposed, const void* src
   fill(failed.data(), p.n, uint8_t{0});
   gather_winograd(p, g, from, static_cast<const float*>(w), static_cast<const float*>(bias), to,
                   failed.data(), context);
-  ConvProblem image = p;
-  image.n = 1;
-  for (int64_t n = 0; n < p.n; ++n)
-    if (failed[n])
-      conv_product_gather(image, transposed,
+  ConvProblem again = p;
+  for (int64_t n = 0; n < p.n; n += again.n + 1) {
+    again.n = 0;
+    while (n + again.n < p.n && failed[n + again.n]) ++again.n;
+    if (again.n > 0)
+      conv_product_gather(again, transposed,
                           from + n * p.groups * g.src_channels * g.src_positions(), w, bias,
                           to + n * p.groups * g.dst_channels * g.dst_positions(), context);
+  }
 }
 
 void conv_winograd_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,

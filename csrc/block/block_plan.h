@@ -59,10 +59,11 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const ConvProblem& p = b.conv;
   const int64_t image = p.out_channels() * p.out_positions();
   const int64_t size = size_of(p.dtype);
-  const bool dense = conv_gather_path(p, false, lanes) == ConvPath::product;
+  const ConvPath path = conv_gather_path(p, false, lanes);
+  const bool dense = path == ConvPath::product || path == ConvPath::planes;
   BlockPlan plan;
   if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
-      conv_gather_path(p, false, lanes) == ConvPath::planes || pool_transposes(b.pool) ||
+      (path == ConvPath::planes && !conv_turns_for_little(p, lanes)) || pool_transposes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;
   if (!p.channels_last) {

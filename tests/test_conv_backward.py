@@ -26,6 +26,9 @@ CASES: dict[str, Case] = {
     "bands": ((2, 3, 90, 140), (3, 3), (1, 1, 1)),
     "strided": ((2, 5, 18, 19), (3, 3), (2, 1, 1)),
     "strided_bands": ((1, 2, 150, 131), (3, 3), (2, 1, 1)),
+    "pairs": ((2, 3, 13, 75), (2, 2), (2, (0, 1), 1)),
+    "pairs_of_four": ((3, 2, 140, 70), (4, 4), (2, (2, 1), 1)),
+    "pairs_over_padded": ((1, 3, 5, 6), (3, 3), (2, (3, 4), 1)),
     "flat": ((2, 18, 12, 17), (2, 3), ((3, 2), (1, 0), 1)),
     "gaps": ((2, 3, 11, 17), (2, 2), (5, 1, 1)),
     "dilated": ((2, 4, 13, 21), (3, 2), (1, 2, (2, 3))),
@@ -143,6 +146,22 @@ def test_equals_the_three(case: str, last: bool, device: torch.device) -> None:
         )
         for got, want in zip(found, whole, strict=True):
             torch.testing.assert_close(got, want)
+
+
+@LAST_OR_NOT
+def test_what_no_window_holds_may_be_infinite(last: bool, device: torch.device) -> None:
+    """Of a map whose last row and column lie outside of all windows."""
+    layout = LAST[4] if last else torch.contiguous_format
+    for size in (3, 2):
+        x = torch.randn(2, 3, 2 * 20 + size, 2 * 20 + size, device=device)
+        x[:, :, -1] = x[..., -1] = float("inf")
+        x = x[:, :, : 2 * 20 + size].contiguous(memory_format=layout)
+        w = torch.randn(3, 1, size, size, device=device)
+        window = ConvWindow((2, 2), (0, 0), (1, 1), 3)
+        map_ = x[:, :, 1:, 1:].contiguous(memory_format=layout)  # windows end one short of its end
+        grad = torch.randn_like(torch.ops.weft.conv(map_, w, None, *window))
+        _, gw, _ = torch.ops.weft.conv_backward(map_, grad, w, None, "none", 0, False, *window)
+        assert gw.isfinite().all()
 
 
 @LAST_OR_NOT

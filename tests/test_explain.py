@@ -178,6 +178,10 @@ def test_convolution_takes_the_path_of_its_plan(
         along = {"fprop": outputs, "dgrad": channels, "wgrad": max(channels, outputs)}
         for step, count in along.items():  # channels-last maps stay so where half a vector is full
             fills = 2 * count > lanes if last else count >= lanes
+            products = 2 * 20 * outputs * channels * 9
+            moved = 2 * (42 * channels + 20 * outputs)
+            if (target, step, last) == ("avx512", "fprop", False) and products < 32 * moved:
+                fills = False  # not worth turning the maps round
             assert paths[f"conv_{step}"] == ("product" if fills else "planes")
         for plan in plans:
             assert 0 < plan.least_bytes <= plan.bytes

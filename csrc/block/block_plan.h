@@ -60,9 +60,10 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const int64_t image = p.out_channels() * p.out_positions();
   const int64_t size = size_of(p.dtype);
   const ConvPath path = conv_gather_path(p, false, lanes);
-  const bool dense = path == ConvPath::product;
+  const bool dense = path == ConvPath::product || path == ConvPath::planes;
   BlockPlan plan;
-  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes || path == ConvPath::planes ||
+  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
+      (path == ConvPath::planes && !conv_turns_for_little(p, lanes)) ||
       path == ConvPath::winograd || pool_transposes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;

@@ -136,6 +136,47 @@ WEFT_INLINE void split_row(accumulate_t<T>* even, accumulate_t<T>* odd, const T*
   }
 }
 
+// Every third of 3n elements, from the one at kPhase on.
+template <int kPhase, class V, int... Lane>
+WEFT_INLINE V third(V a, V b, V c, std::integer_sequence<int, Lane...>) {
+  constexpr int kCount = sizeof...(Lane), kTwo = 2 * kCount;
+  const V front =
+      __builtin_shufflevector(a, b, (3 * Lane + kPhase < kTwo ? 3 * Lane + kPhase : 0)...);
+  return __builtin_shufflevector(front, c,
+                                 (3 * Lane + kPhase < kTwo ? Lane : 3 * Lane + kPhase - kCount)...);
+}
+template <class V>
+WEFT_INLINE void split(V (&v)[3]) {
+  const V a = v[0], b = v[1], c = v[2];
+  v[0] = third<0>(a, b, c, LaneSequence<V>{});
+  v[1] = third<1>(a, b, c, LaneSequence<V>{});
+  v[2] = third<2>(a, b, c, LaneSequence<V>{});
+}
+template <class V>
+WEFT_INLINE void split(V (&v)[4]) {
+  unzip(v[0], v[1]);
+  unzip(v[2], v[3]);
+  unzip(v[0], v[2]);
+  unzip(v[1], v[3]);
+}
+
+// `count` elements, of which those at i, i + kPhases, ... go to out[i].
+template <class T, int kPhases>
+WEFT_INLINE void split_row(accumulate_t<T>* const (&out)[kPhases], const T* in, int64_t count) {
+  constexpr int64_t kStep = kPhases * kLanes<T>;
+  for (int64_t at = 0; at < count; at += kStep) {
+    const int64_t left = count - at;
+    Vec<accumulate_t<T>> v[kPhases] = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < kPhases; ++i)
+      if (left > i * kLanes<T>) v[i] = load_lanes(in + at + i * kLanes<T>, left - i * kLanes<T>);
+    split(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < kPhases; ++i)
+      if (left > i) store_lanes(out[i] + at / kPhases, v[i], (left - i + kPhases - 1) / kPhases);
+  }
+}
+
 // Whether some place of the window reads a phase: all are taken to be read where there are enough
 // places for it.
 inline bool phase_is_read(const Window& w, int64_t phase, int64_t phases) {
@@ -189,6 +230,21 @@ WEFT_INLINE void fill_planes(const ConvProblem& p, const Gather& g, const Planes
         accumulate_t<T>* const same = to + (columns.lead % 2) * plane + columns.lead / 2;
         accumulate_t<T>* const other = to + (columns.lead + 1) % 2 * plane + (columns.lead + 1) / 2;
         split_row(same, other, in, width, planes.margin > 0);
+        continue;
+      }
+      const auto split_phases = [&](auto phase_count) __attribute__((always_inline)) {
+        constexpr int kPhases = decltype(phase_count)::value;
+        accumulate_t<T>* out[kPhases];
+        for (int i = 0; i < kPhases; ++i)
+          out[i] = to + (columns.lead + i) % kPhases * plane + (columns.lead + i) / kPhases;
+        split_row<T, kPhases>(out, in, width);
+      };
+      if (columns.phases == 3) {
+        split_phases(Count<3>{});
+        continue;
+      }
+      if (columns.phases == 4) {
+        split_phases(Count<4>{});
         continue;
       }
       for (int64_t i = 0; i < columns.phases; ++i, to += plane) {

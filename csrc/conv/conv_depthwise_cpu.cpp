@@ -1,7 +1,11 @@
-// Depthwise convolution; see conv/conv_rows.h and, channels-last, conv/conv_depthwise.h.
+// Depthwise convolution; see conv/conv_rows.h, of stride 2 conv/conv_pairs.h and, channels-last,
+// conv/conv_depthwise.h.
 #include "conv/conv_cpu.h"
 #include "conv/conv_depthwise_backward.h"
 #include "conv/conv_rows_backward.h"
+#if defined(__AVX512F__)
+#include "conv/conv_pairs_backward.h"
+#endif
 
 namespace weft::WEFT_TARGET {
 
@@ -10,9 +14,14 @@ void conv_depthwise_gather(const ConvProblem& p, bool transposed, const void* sr
   const Gather g = transposed ? dgrad_gather(p) : fprop_gather(p);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const auto *from = static_cast<const T*>(src), *weights = static_cast<const T*>(w),
+               *start = static_cast<const T*>(bias);
+    auto* const to = static_cast<T*>(dst);
+#if defined(__AVX512F__)
+    if (!transposed && goes_in_pairs(p)) return gather_pairs(p, from, weights, start, to, context);
+#endif
     const auto run = p.channels_last ? depthwise_gather<T> : gather_rows<T>;
-    run(p, g, static_cast<const T*>(src), static_cast<const T*>(w), static_cast<const T*>(bias),
-        static_cast<T*>(dst), context);
+    run(p, g, from, weights, start, to, context);
   });
 }
 
@@ -28,7 +37,10 @@ void conv_depthwise_wgrad(const ConvProblem& p, const void* x, const void* gy, v
 void conv_depthwise_backward(const ConvProblem& p, const ConvGradients& t, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto run = p.channels_last ? backward_pixels<T> : backward_rows<T>;
+#if defined(__AVX512F__)
+    if (goes_in_pairs(p)) return backward_walk<T, PairBackward<T>>(p, t, context);
+#endif
+    const auto run = p.channels_last ? backward_pixels<T> : backward_walk<T, RowBackward<T>>;
     run(p, t, context);
   });
 }

@@ -24,7 +24,7 @@ enum class ConvPath : uint8_t {
   rows,      // depthwise, contiguous: vectors along W, rows share their loads
   pixels,    // depthwise, channels-last: vectors along the channels
   product,   // vectors along the channels, pixels are rows of a tile product
-  planes,    // too few channels for a vector: flat runs over a band of contiguous planes
+  planes,    // few channels or products: flat runs over a band of contiguous planes
   winograd,  // 3x3 windows: vectors along the channels, a tile product for each point of a tile
 };
 
@@ -49,8 +49,21 @@ WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int
   return fills ? ConvPath::product : ConvPath::planes;
 }
 
+// Whether contiguous maps have few products for each element that the tile product would turn
+// round: as planes they are taken as they lie. Not of bf16, where the product has two for one, nor
+// with the few registers of narrower vectors.
+WEFT_HD constexpr bool conv_turns_for_little(const ConvProblem& p, int64_t lanes) {
+  constexpr int64_t kProducts = 32, kVectorBytes = 64;
+  return !p.channels_last && p.window_elements() > 1 && p.dtype != DType::bf16 &&
+         lanes * (p.dtype == DType::f64 ? 8 : 4) >= kVectorBytes &&
+         p.out_elements() * p.c * p.window_elements() <
+             kProducts * (p.in_elements() + p.out_elements());
+}
+
 // fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
+  if (!transposed && !conv_is_depthwise(p) && conv_turns_for_little(p, lanes))
+    return ConvPath::planes;
   const ConvPath path = conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
   if (path == ConvPath::product && conv_takes_winograd(p, transposed)) return ConvPath::winograd;
   return path;

@@ -5,14 +5,16 @@
 // offset of that place. Nothing has edges then, and rows much shorter than a vector waste no more
 // than the padding's columns, which are computed and dropped. A tile of a few destination channels
 // × a few vectors of the run stays in registers while source channels and places are added; the
-// rest of a run's sums wait in scratch and are copied out row by row. dgrad is the same with roles
-// exchanged, a strided one phase by phase of its destination. Chains of additions are cut every
-// `kTerms` and their sums added. Bound: FLOPs. Tried and lost: vectors along each row by itself,
-// which wastes most of a vector on rows of 7 and 14.
+// rest of a run's sums wait in scratch and are copied out row by row, large outputs past the cache.
+// Weights are packed tile by tile. dgrad is the same with roles exchanged, a strided one phase by
+// phase of its destination. Chains of additions are cut every `kTerms` and their sums added. Bound:
+// FLOPs. Tried and lost: vectors along each row by itself, which wastes most of a vector on rows of
+// 7 and 14; bands of a half and a quarter of the scratch.
 #pragma once
 
 #include "conv/conv_activation.h"
 #include "conv/conv_bands.h"
+#include "core/row_writer.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -33,9 +35,8 @@ struct PlaneTile {
   const Acc* source;
   int64_t source_step;  // from channel to channel
   int64_t channels;     // of the source
-  const Acc* weight;
+  const Acc* weight;    // [source channel, place, destination channel of the tile]
   int64_t weight_source_step;
-  int64_t weight_step;  // from destination channel to destination channel
   Acc* out;
   int64_t out_step;  // from channel to channel
 };
@@ -56,7 +57,7 @@ void plane_tile(const PlaneTile<Acc>& t, const Tap* begin, const Tap* end, const
       Vec<Acc> x[kVectors];
       for (int v = 0; v < kVectors; ++v) x[v] = load_vec(source + tap->source + v * kCount);
       for (int k = 0; k < kChannels; ++k) {
-        const Acc w = weight[tap->weight + k * t.weight_step];
+        const Acc w = weight[tap->weight * kChannels + k];
         for (int v = 0; v < kVectors; ++v) sum[k][v] += w * x[v];
       }
     }
@@ -100,6 +101,22 @@ void plane_run(const PlaneTile<Acc>& run, const PhaseTaps& phase, int64_t pitch,
   });
 }
 
+// The weights of tile after tile of destination channels: [source channel, place, channel of the
+// tile].
+template <class T>
+void pack_tiles(const ConvProblem& p, const Gather& g, const T* weights, accumulate_t<T>* packed) {
+  const int64_t places = p.window_elements();
+  const int64_t source_step = (g.transposed ? p.c : 1) * places;
+  const int64_t step = (g.transposed ? 1 : p.c) * places;
+  for (int64_t group = 0; group < p.groups; ++group, weights += p.k * p.c * places)
+    in_steps<kTileChannels>(g.dst_channels, [&](auto channels, int64_t k) {
+      for (int64_t c = 0; c < g.src_channels; ++c)
+        for (int64_t place = 0; place < places; ++place)
+          for (int64_t i = 0; i < decltype(channels)::value; ++i)
+            *packed++ = widen(weights[c * source_step + (k + i) * step + place]);
+    });
+}
+
 template <class T>
 void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                    const T* bias, T* dst, const Context& context) {
@@ -110,7 +127,10 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
   const int64_t phases = row_phases * column_phases;
   const int64_t band = band_rows(p, g, kScratchElements);
   const int64_t bands = ceil_div(g.dst[1], band);
-  const Widened<T> wide(weights, p.weight_elements(), context);
+  Scratch<Acc> packed(p.weight_elements());
+  pack_tiles(p, g, weights, packed.data());
+  const bool streams = phases == 1 && conv_streams(p.n * p.groups * g.dst_channels *
+                                                   g.dst_positions() * size_of(p.dtype));
   constexpr int64_t kSlack =
       (kSingleVectors + 1) * kLanes<T>;  // a tile runs past the last position
 
@@ -121,6 +141,7 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
     Scratch<Tap> taps(places);
     Scratch<Range> row_taps(column_phases * (band + row_phases));
     Scratch<PhaseTaps> phase_taps(phases);
+    RowWriter<T> writer(nullptr, g.dst[2], streams);
     Planes planes{};
     int64_t of_band = -1;
     for (int64_t task = begin; task < end; ++task) {
@@ -168,25 +189,32 @@ void gather_planes(const ConvProblem& p, const Gather& g, const T* src, const T*
           run.source = source.data();
           run.source_step = planes.channel();
           run.channels = g.src_channels;
-          run.weight_source_step = g.transposed ? p.c * places : places;
-          run.weight_step = g.transposed ? places : p.c * places;
-          run.weight = wide.data() + group * p.k * p.c * places + k * run.weight_step;
+          run.weight_source_step = places * kChannels;
+          run.weight = packed.data() + (group * g.dst_channels + k) * g.src_channels * places;
           run.out = out.data();
           run.out_step = round_up(positions, kLanes<T>);
           plane_run<Acc, kChannels>(run, phase, planes.pitch, positions, start.data() + k);
-          for (int64_t channel = 0; channel < kChannels; ++channel)
-            for (int64_t row = 0; row < phase.rows.count; ++row) {
-              const int64_t h = phase.rows.first + row * phase.rows.step;
-              const Acc* from = out.data() + channel * run.out_step + row * planes.pitch;
-              T* to = to_image + (k + channel) * g.dst_positions() + (d * g.dst[1] + h) * g.dst[2] +
-                      phase.columns.first;
+          for (int64_t channel = 0; channel < kChannels; ++channel) {
+            const Acc* from = out.data() + channel * run.out_step;
+            T* const to_plane =
+                to_image + (k + channel) * g.dst_positions() + d * g.dst[1] * g.dst[2];
+            if (phases == 1) writer.restart(to_plane + first_row * g.dst[2]);
+            for (int64_t row = 0; row < phase.rows.count; ++row, from += planes.pitch) {
+              if (phases == 1) {
+                narrow_row(writer.row(), from, g.dst[2]);
+                activate_row(p, writer.row(), g.dst[2]);
+                writer.advance(g.dst[2]);
+                continue;
+              }
+              T* const to = to_plane + (phase.rows.first + row * phase.rows.step) * g.dst[2] +
+                            phase.columns.first;
               if (phase.columns.step == 1)
                 narrow_row(to, from, phase.columns.count);
               else
                 for (int64_t column = 0; column < phase.columns.count; ++column)
                   to[column * phase.columns.step] = narrow<T>(from[column]);
-              activate_row(p, to, phase.columns.count);
             }
+          }
         }
       });
     }

@@ -89,6 +89,7 @@ template <class T>
 class RowBackward {
  public:
   using Acc = accumulate_t<T>;
+  using Parts = BackwardParts;
 
   // `p` has no activation, `activated` may have one.
   RowBackward(const ConvProblem& p, const ConvProblem& activated, const ConvGradients& t,
@@ -170,21 +171,22 @@ inline int64_t channels_together(int64_t sums, int64_t lanes) {
   return most(1, kElements / (sums * lanes));
 }
 
-template <class T>
-void backward_rows(const ConvProblem& activated, const ConvGradients& t, const Context& context) {
+// `Walk`: RowBackward, or another one of its interface.
+template <class T, class Walk>
+void backward_walk(const ConvProblem& activated, const ConvGradients& t, const Context& context) {
   using Acc = accumulate_t<T>;
   ConvProblem p = activated;
   p.activation = Activation::none;
   const int64_t sums = p.window_elements() + 1;  // of a task: gw, then gb
   const int64_t chunks = image_chunks(p.n, p.groups);
   const int64_t together = channels_together(sums, kLanes<T>);
-  const BackwardParts parts(p);
+  const typename Walk::Parts parts(p);
   const Widened<T> wide(static_cast<const T*>(t.w), p.weight_elements(), context);
   Scratch<Acc> partial(parts.count() * chunks * p.groups * sums);
   // A task is a channel; those of one part follow one another, share taps, and padding that stays
   // zero.
   parallel_for(context, parts.count() * chunks * p.groups, 1, [&](int64_t begin, int64_t end) {
-    RowBackward<T> backward(p, activated, t, wide.data());
+    Walk backward(p, activated, t, wide.data());
     int64_t part = -1;
     for (int64_t task = begin; task < end;) {
       const int64_t channel = task % p.groups, chunk = task / p.groups % chunks;

@@ -27,7 +27,7 @@ namespace {
 
 #if WEFT_KEEPS_OUTPUTS
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLeastBytes = 2 * kHugePage;  // below, malloc keeps its blocks by itself
+constexpr size_t kLeastBytes = kHugePage;  // below, malloc keeps most of its blocks by itself
 
 constexpr time_t kMostSeconds = 10;
 

@@ -131,6 +131,30 @@ def test_every_cpu_target(cell: str, target: str) -> None:
                 check_against_native(flat(cell), reference(cell), *problem(cell, size, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+def test_products_of_small_integers_are_exact(target: str, dtype: torch.dtype) -> None:
+    """Around panels of three and four vectors, blocks of rows and blocks of terms."""
+    for rows, inputs, hidden in [(7, 1, 90), (50, 600, 33), (250, 97, 80), (1100, 17, 5)]:
+        layer = weft.nn.RNN(inputs, hidden, nonlinearity="relu", bias=False, dtype=dtype)
+        x, w, grad = (
+            torch.randint(-1, 2, s).double()
+            for s in [(rows, inputs), (hidden, inputs), (rows, hidden)]
+        )
+        with torch.no_grad():
+            layer.weight_ih_l0.copy_(w)
+        low = x.to(dtype).unsqueeze(0).requires_grad_()
+        with weft.testing.cpu_target(target):
+            found, _ = layer(low)
+            found.backward(grad.to(dtype).unsqueeze(0))
+        sums = x @ w.t()
+        of_sums = grad * (sums > 0)
+        expected = [sums.relu(), of_sums @ w, of_sums.t() @ x]
+        gradients = [low.grad, layer.weight_ih_l0.grad]
+        for one, other in zip([found, *gradients], expected, strict=True):
+            assert torch.equal(one.view_as(other), other.to(dtype))
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,4 +1,11 @@
-// Matrix products on CPU whose bits do not depend on the number of threads; see gemm/outer_cpu.h.
+// Matrix products on CPU whose bits do not depend on the number of threads: of few rows or terms as
+// in gemm/outer_cpu.h, else packed.
+//
+// Threads take blocks of rows of C, or panels of its columns where rows are few. Of a block, some
+// 512 terms of A are copied, so that rows are neighbours, and pass by one panel of B after another;
+// a tile of C is finished in registers, its runs of terms being added in the first-level cache, and
+// goes to C once a block of terms. Bound: FLOPs. Lost: runs added in C itself and blocks of 128
+// terms (a tenth: C lies in the third-level cache), C written without being fetched before.
 #include "gemm/gemm.h"
 
 #include "core/scratch.h"
@@ -11,10 +18,25 @@ namespace {
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kGrain = 1 << 17;
 
-// Rows of C at a time, multiples of every tile's height: many, so that long rows of a transposed A
-// are read in one go, as long as what they add up to stays in the second-level cache.
-constexpr int64_t kLeastRows = 48, kMostRows = 240;
-constexpr int64_t kMostSums = 1 << 17;
+// Rows of C whose part of A is copied at once: many, so that long rows of a transposed A are read
+// in one go.
+constexpr int64_t kMostRows = 240;
+// Numbers of a row that are copied at once, and whose sums are made before they go to C.
+constexpr int64_t kDepth = 512;
+
+// The columns of B in panels of four vectors and, so that few lanes are left over, of three.
+struct PanelCut {
+  int64_t panels, fours;
+
+  explicit PanelCut(int64_t vectors) : panels(ceil_div(vectors, int64_t{4})) {
+    const int64_t lacking = 4 * panels - vectors;
+    fours = panels - (lacking < panels ? lacking : panels);
+  }
+  int vectors(int64_t panel) const { return panel < fours ? 4 : 3; }
+  // The first vector of a panel.
+  int64_t first(int64_t panel) const { return panel < fours ? 4 * panel : 3 * panel + fours; }
+  int64_t all_vectors() const { return first(panels); }
+};
 
 // How packed operands lie: numbers of the accumulation type, or words of two bf16.
 struct Widened {
@@ -62,95 +84,191 @@ struct Paired {
 };
 #endif
 
-// Rows [row, row + rows) and panels [begin, end) of C; block_of(panel, k, depth) is the packed B.
-template <class Format, int kPanelVectors, class T, class C, class BlockOf>
-void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, int64_t rows,
-                 int64_t begin, int64_t end, const BlockOf& block_of, C* c) {
+template <class T>
+WEFT_INLINE Vec<accumulate_t<T>> load_columns(const T* address, int count) {
+  return count == kLanes<T> ? load_vec(address) : load_part(address, count);
+}
+template <class T, class V>
+WEFT_INLINE void store_columns(T* address, V value, int count) {
+  if (count == kLanes<T>) return store_vec(address, value);
+  store_part(address, value, count);
+}
+
+// Some rows of C at one panel, and one block of terms.
+template <class T, class C>
+struct PanelOfC {
   using Acc = accumulate_t<T>;
-  constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
-  // Panels that C holds in full are added up there, the others in `sums`.
-  const int64_t full = std::is_same_v<C, Acc> ? (p.n / kPanel < end ? p.n / kPanel : end) : begin;
-  const int64_t first = full > begin ? full : begin, width = (end - first) * kPanel;
-  Scratch<Acc> sums(rows * width), block(rows * kDepth);
+
+  C* out;
+  const T* more;  // to be added, or null
+  int64_t out_row;
+  Acc* waiting;  // sums of earlier blocks, and for later ones
+  int64_t waiting_row;
+  bool begun, complete;  // there are earlier blocks; there are no later ones
+  int64_t runs;          // of a sum
+  int64_t columns;       // of C, from the panel's first on
+  Acc* held;             // a tile's sums, in the first-level cache
+
+  bool plain(int64_t width) const {
+    return std::is_same_v<C, Acc> && columns >= width && !begun && complete && more == nullptr;
+  }
+  // Rows of a tile that are held.
+  __attribute__((noinline)) void put(int64_t row, int rows, int vectors) const {
+    constexpr int64_t kLane = kLanes<T>;
+    for (int r = 0; r < rows; ++r)
+      for (int64_t column = 0; column < vectors * kLane && column < columns; column += kLane) {
+        const int64_t left = columns - column;
+        const int count = static_cast<int>(left < kLane ? left : kLane);
+        auto sum = load_vec(held + r * vectors * kLane + column);
+        Acc* wait = waiting + (row + r) * waiting_row + column;
+        const int64_t at = (row + r) * out_row + column;
+        if (begun) sum += load_columns(wait, count);
+        if (!complete) {
+          store_columns(wait, sum, count);
+          continue;
+        }
+        if (more) sum += load_columns(more + at, count);
+        store_columns(out + at, sum, count);
+      }
+  }
+};
+
+// A tile of it, which takes its sums from registers (packed_cpu.h) run by run. Rows of C are far
+// apart, so what the last run will write is fetched while the others are made.
+template <class T, class C>
+struct TileOfC {
+  const PanelOfC<T, C>& panel;
+  int64_t row = 0;
+  int64_t run = 0;
+  bool add = false;
+  int fetched = 0;
+
+  void skip(int64_t rows) { row += rows; }
+
+  template <int Rows, int Vectors>
+  WEFT_INLINE void finish(Vec<accumulate_t<T>> (&sum)[Rows][Vectors]) {
+    constexpr int64_t kLane = kLanes<T>, kWidth = Vectors * kLane;
+    C* out = panel.out + row * panel.out_row;
+    const bool last = ++run == panel.runs, direct = last && panel.plain(kWidth);
+    if (!last) {
+      for (int i = 0; i < 2 && fetched < Rows; ++i, ++fetched)
+        for (int v = 0; v < Vectors; ++v)
+          __builtin_prefetch(out + fetched * panel.out_row + v * kLane, 1);
+    }
+    if (run > 1) {
+#pragma GCC unroll 12
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v)
+          sum[r][v] += load_vec(panel.held + r * kWidth + v * kLane);
+      }
+    }
+    if constexpr (std::is_same_v<C, accumulate_t<T>>) {
+      if (direct) {
+#pragma GCC unroll 12
+        for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+          for (int v = 0; v < Vectors; ++v)
+            store_vec(out + r * panel.out_row + v * kLane, sum[r][v]);
+        }
+        return;
+      }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) store_vec(panel.held + r * kWidth + v * kLane, sum[r][v]);
+    }
+    if (last) panel.put(row, Rows, Vectors);
+  }
+};
+
+// Rows [row, row + rows) and panels [begin, end) of C; block_of(panel, k, depth) is the packed B.
+template <class Format, class T, class C, class BlockOf>
+void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, int64_t rows,
+                 const PanelCut& cut, int64_t begin, int64_t end, const BlockOf& block_of, C* c) {
+  using Acc = accumulate_t<T>;
+  constexpr int64_t kLane = kLanes<T>, kBlock = kDepth * Format::kTerms;
+  constexpr bool kInPlace = std::is_same_v<C, Acc>;  // sums wait in C itself
+  const int64_t first = cut.first(begin) * kLane, width = cut.first(end) * kLane - first;
+  Scratch<Acc> waiting(!kInPlace && p.k > kBlock ? rows * width : 0), block(rows * kDepth);
+  alignas(kVectorBytes) Acc held[kTileAccumulators * kLane];
   const Acc* from[kMostRows];
-  Acc* to[kMostRows];
   for (int64_t r = 0; r < rows; ++r) from[r] = block.data() + r * kDepth;
-  constexpr int64_t kBlock = kDepth * Format::kTerms;
   for (int64_t k = 0; k < p.k || k == 0; k += kBlock) {
     const int64_t depth = p.k - k < kBlock ? p.k - k : kBlock;
+    const int64_t numbers = ceil_div(depth, Format::kTerms);
     Format::copy(a + row * p.a_row + k * p.a_column, p.a_row, p.a_column, rows, depth,
                  block.data());
-    for (int64_t panel = begin; panel < end; ++panel) {
-      for (int64_t r = 0; r < rows; ++r) {
-        to[r] = sums.data() + r * width + (panel - first) * kPanel;
-        if constexpr (std::is_same_v<C, Acc>)
-          if (panel < first) to[r] = c + (row + r) * p.c_row + panel * kPanel;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = cut.first(i) * kLane, place = row * p.c_row + column;
+      PanelOfC<T, C> panel = {};
+      panel.out = c + place, panel.more = add ? add + place : nullptr, panel.out_row = p.c_row;
+      if constexpr (kInPlace) {
+        panel.waiting = panel.out, panel.waiting_row = p.c_row;
+      } else {
+        panel.waiting = waiting.data() + column - first, panel.waiting_row = width;
       }
-      packed_rows<kPanelVectors, Format::kPairs>(from, rows, block_of(panel, k, depth),
-                                                 ceil_div(depth, Format::kTerms), k > 0, to);
-    }
-  }
-  const int64_t last = end * kPanel < p.n ? end * kPanel : p.n;
-  for (int64_t r = 0; r < rows; ++r) {
-    C* out = c + (row + r) * p.c_row;
-    const Acc* sum = sums.data() + r * width - first * kPanel;
-    for (int64_t n = first * kPanel; n < last; ++n) out[n] = narrow<C>(sum[n]);
-    if (add == nullptr) continue;
-    const T* more = add + (row + r) * p.c_row;
-    for (int64_t n = begin * kPanel; n < last; ++n) {
-      const Acc found = n < first * kPanel ? widen(out[n]) : sum[n];
-      out[n] = narrow<C>(found + widen(more[n]));
+      panel.begun = k > 0, panel.complete = k + kBlock >= p.k;
+      panel.runs = numbers > 0 ? ceil_div(numbers, run_length(numbers)) : 1;
+      panel.columns = p.n - column, panel.held = held;
+      const Acc* terms = block_of(i, k, depth);
+      const PackedBatch<Acc> batch = {from, 0, &terms, 1, 0, numbers};
+      if (cut.vectors(i) == 4) {
+        packed_batch<4, Format::kPairs, true>(batch, rows, TileOfC<T, C>{panel});
+      } else {
+        packed_batch<3, Format::kPairs, true>(batch, rows, TileOfC<T, C>{panel});
+      }
     }
   }
 }
 
-template <class Format, int kPanelVectors, class T, class C>
+template <class Format, class T, class C>
 void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
                     const Context& context) {
   using Acc = accumulate_t<T>;
-  constexpr int64_t kLane = kLanes<T>, kPanel = kPanelVectors * kLane;
-  const int64_t panels = ceil_div(p.n, kPanel);
-  // Terms [k, k + depth) of vector i of all panels.
-  const auto pack = [&](int64_t i, int64_t k, int64_t depth, Acc* out) {
-    const int64_t column = i * kLane;
-    Format::pack(b + k * p.b_row + column * p.b_column, p.b_row, p.b_column, p.n - column, depth,
-                 kPanelVectors, out + i % kPanelVectors * kLane);
+  constexpr int64_t kLane = kLanes<T>;
+  const PanelCut cut(ceil_div(p.n, kLane));
+  // Terms [k, k + depth) of a panel.
+  const auto pack = [&](int64_t panel, int64_t k, int64_t depth, Acc* out) {
+    const int vectors = cut.vectors(panel);
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t column = (cut.first(panel) + v) * kLane;
+      Format::pack(b + k * p.b_row + column * p.b_column, p.b_row, p.b_column, p.n - column, depth,
+                   vectors, out + v * kLane);
+    }
   };
   if (p.m <= kMostRows) {  // each block of B serves all rows at once
-    parallel_for(context, panels, ceil_div(kGrain, kPanel * p.m * p.k + 1),
+    parallel_for(context, cut.panels, ceil_div(kGrain, 4 * kLane * p.m * p.k + 1),
                  [&](int64_t begin, int64_t end) {
-                   Scratch<Acc> room(kPanel * kDepth);
+                   Scratch<Acc> room(4 * kLane * kDepth);
                    const auto block_of = [&](int64_t panel, int64_t k, int64_t depth) {
-                     for (int64_t v = 0; v < kPanelVectors; ++v)
-                       pack(panel * kPanelVectors + v, k, depth, room.data());
+                     pack(panel, k, depth, room.data());
                      return room.data();
                    };
-                   packed_part<Format, kPanelVectors>(p, a, add, 0, p.m, begin, end, block_of, c);
+                   packed_part<Format>(p, a, add, 0, p.m, cut, begin, end, block_of, c);
                  });
     return;
   }
-  const int64_t panel_size = kPanel * ceil_div(p.k, Format::kTerms);
-  Scratch<Acc> packed(panels * panel_size);
-  parallel_for(context, panels * kPanelVectors, ceil_div(kGrain, p.k * kLane + 1),
+  const int64_t vector_size = kLane * ceil_div(p.k, Format::kTerms);
+  Scratch<Acc> packed(cut.all_vectors() * vector_size);
+  parallel_for(context, cut.panels, ceil_div(kGrain, 4 * p.k * kLane + 1),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i)
-                   pack(i, 0, p.k, packed.data() + i / kPanelVectors * panel_size);
+                   pack(i, 0, p.k, packed.data() + cut.first(i) * vector_size);
                });
   // Nearly equal blocks of rows, at least one for each thread.
-  const int64_t fitting = kMostSums / (panels * kPanel) / kLeastRows * kLeastRows;
-  const int64_t most = fitting < kLeastRows  ? kLeastRows
-                       : fitting > kMostRows ? kMostRows
-                                             : fitting;
-  const int64_t parts = ceil_div(ceil_div(p.m, most), context.threads) * context.threads;
+  const int64_t parts = ceil_div(ceil_div(p.m, kMostRows), context.threads) * context.threads;
   parallel_for(context, parts, ceil_div(kGrain, ceil_div(p.m, parts) * p.n * p.k + 1),
                [&](int64_t begin, int64_t end) {
                  const auto block_of = [&](int64_t panel, int64_t k, int64_t) {
-                   return packed.data() + panel * panel_size + k / Format::kTerms * kPanel;
+                   return packed.data() + cut.first(panel) * vector_size +
+                          k / Format::kTerms * cut.vectors(panel) * kLane;
                  };
                  for (int64_t i = begin; i < end; ++i) {
                    const int64_t row = p.m * i / parts;
-                   packed_part<Format, kPanelVectors>(p, a, add, row, p.m * (i + 1) / parts - row,
-                                                      0, panels, block_of, c);
+                   packed_part<Format>(p, a, add, row, p.m * (i + 1) / parts - row, cut, 0,
+                                       cut.panels, block_of, c);
                  }
                });
 }
@@ -158,16 +276,11 @@ void packed_product(const PackedProblem& p, const T* a, const T* b, const T* add
 template <class T, class C>
 void packed_any(const PackedProblem& p, const T* a, const T* b, const T* add, C* c,
                 const Context& context) {
-  const auto run = [&](auto format) {
-    using Format = decltype(format);
-    if (fewer_lanes_with_three<T>(p.n)) return packed_product<Format, 3>(p, a, b, add, c, context);
-    packed_product<Format, 4>(p, a, b, add, c, context);
-  };
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bf16>)
-    if (has_pairs()) return run(Paired{});
+    if (has_pairs()) return packed_product<Paired>(p, a, b, add, c, context);
 #endif
-  run(Widened{});
+  packed_product<Widened>(p, a, b, add, c, context);
 }
 
 void packed(const PackedProblem& p, const void* a, const void* b, void* c, const Context& context) {
@@ -203,40 +316,47 @@ void product(const ProductProblem& p, const void* a, const void* b, const void* 
   });
 }
 
-// Columns [column, column + count) of the sum over the rows of B: a cascade of runs of kRun rows
-// and of kRun runs, so that a long sum loses few bits, in an order that p.k alone decides.
-template <class T>
-WEFT_INLINE void sum_columns(const ProductProblem& p, const T* b, T* sums, int64_t column,
-                             int count) {
+// The sum over the rows of B of `Vectors` vectors of columns from `column` on: a cascade of runs of
+// kRun rows and of kRun runs, so that a long sum loses few bits, in an order that p.k alone
+// decides. Several vectors at once, as rows of B are far apart.
+template <int Vectors, class T>
+void sum_columns(const ProductProblem& p, const T* b, T* sums, int64_t column) {
   using V = Vec<accumulate_t<T>>;
   constexpr int64_t kRun = 16;
-  V run = {}, runs = {}, total = {};
+  V run[Vectors] = {}, runs[Vectors] = {}, total[Vectors] = {};
+  const auto each = [](const auto& body) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) body(v);
+  };
+  const auto count = [&](int v) __attribute__((always_inline)) {
+    const int64_t left = p.n - column - v * kLanes<T>;
+    return static_cast<int>(left < kLanes<T> ? left : kLanes<T>);
+  };
   for (int64_t k = 0; k < p.k; ++k) {
     const T* from = b + k * p.n + column;
-    run += count == kLanes<T> ? load_vec(from) : load_part(from, count);
+    each([&](int v) { run[v] += load_columns(from + v * kLanes<T>, count(v)); });
     if ((k + 1) % kRun != 0) continue;
-    runs += run;
-    run = V{};
+    each([&](int v) { runs[v] += run[v], run[v] = V{}; });
     if ((k + 1) % (kRun * kRun) != 0) continue;
-    total += runs;
-    runs = V{};
+    each([&](int v) { total[v] += runs[v], runs[v] = V{}; });
   }
-  total += runs + run;
-  if (count == kLanes<T>) return store_vec(sums + column, total);
-  store_part(sums + column, total, count);
+  each([&](int v) {
+    store_columns(sums + column + v * kLanes<T>, total[v] + (runs[v] + run[v]), count(v));
+  });
 }
 
 void column_sums(const ProductProblem& p, const void* b, void* sums, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    constexpr int64_t kWidth = kLanes<T>;
-    parallel_for(context, ceil_div(p.n, kWidth), 1 + 32768 / (kWidth * (p.k + 1)),
+    constexpr int kMost = 8;
+    const int64_t vectors = ceil_div(p.n, kLanes<T>);
+    parallel_for(context, vectors, 1 + 32768 / (kLanes<T> * (p.k + 1)),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t v = begin; v < end; ++v) {
-                     const int64_t left = p.n - v * kWidth;
-                     sum_columns(p, static_cast<const T*>(b), static_cast<T*>(sums), v * kWidth,
-                                 static_cast<int>(left < kWidth ? left : kWidth));
-                   }
+                   const auto* from = static_cast<const T*>(b);
+                   auto* to = static_cast<T*>(sums);
+                   for (; begin + kMost <= end; begin += kMost)
+                     sum_columns<kMost>(p, from, to, begin * kLanes<T>);
+                   for (; begin < end; ++begin) sum_columns<1>(p, from, to, begin * kLanes<T>);
                  });
   });
 }

@@ -103,8 +103,9 @@ struct LstmLayer {
     return kept[1] * c + kept[0] * kept[2];
   }
 
+  // Of a forward step everything but h.
   template <class M, class N = typename M::Number>
-  static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
+  static WEFT_HD StepResults<N> until_cell(const StepArguments<N>& s) {
     N sum[4];
     for (int i = 0; i < 4; ++i) sum[i] = s.x[i] + s.q[i];
     if constexpr (kHasPeephole) {
@@ -117,7 +118,12 @@ struct LstmLayer {
     if constexpr (kPeephole == Peephole::standard) sum[3] = sum[3] + s.peephole[2] * r.c;
     if constexpr (kPeephole == Peephole::previous) sum[3] = sum[3] + s.peephole[2] * s.c;
     r.kept[3] = M::sigmoid(sum[3]);
-    r.h = r.kept[3] * M::tanh(r.c);
+    return r;
+  }
+  template <class M, class N = typename M::Number>
+  static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
+    StepResults<N> r = until_cell<M>(s);
+    r.h = r.kept[kOutputGate] * M::tanh(r.c);
     return r;
   }
 
@@ -157,13 +163,18 @@ struct CoupledLayer {
   }
 
   template <class M, class N = typename M::Number>
-  static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
+  static WEFT_HD StepResults<N> until_cell(const StepArguments<N>& s) {
     StepResults<N> r = {};
     r.kept[0] = M::sigmoid(s.x[0] + s.q[0]);
     r.kept[1] = M::tanh(s.x[1] + s.q[1]);
     r.kept[2] = M::sigmoid(s.x[2] + s.q[2]);
     r.c = cell_after<M>(r.kept, s.c);
-    r.h = r.kept[2] * M::tanh(r.c);
+    return r;
+  }
+  template <class M, class N = typename M::Number>
+  static WEFT_HD StepResults<N> forward(const StepArguments<N>& s) {
+    StepResults<N> r = until_cell<M>(s);
+    r.h = r.kept[kOutputGate] * M::tanh(r.c);
     return r;
   }
 

@@ -23,7 +23,8 @@
 // Bound: FLOPs for many rows; for one, the packed weights' bytes each step, from the cache.
 //
 // The gates of a vector of units take some 100 cycles, as 200 products do; so constants and biases
-// are loaded once for many rows, and the input's products prefetched while the state's are made.
+// are loaded once for many rows, the input's products prefetched while the state's are made, and
+// h left until the cells of some rows are done: shorter chains of operations overlap more.
 // Lost: masked loads in place of a branch between whole and partial vectors (Zen 5: a fifth slower
 // where the sums come from memory), and a copy of the step for whole vectors alone (no faster);
 // prefetching the panels.

@@ -87,7 +87,8 @@ WEFT_INLINE void store_rounded(const NumbersOut& t, int64_t offset, typename M::
                                int count) {
   if constexpr (std::is_same_v<T, bf16>) {
     bf16* at = static_cast<bf16*>(t.value) + offset;
-    if (count == kLanes<T>) return store_exact(at, number);
+    if (count == kLanes<T>) [[likely]]
+      return store_exact(at, number);
     store_part(at, number, count);
   } else {
     store_number<M, T>(t, offset, number, count);

@@ -107,38 +107,59 @@ __attribute__((noinline)) void take_step(const ForwardOperands<T, Term>& o, cons
     for (int i = 0; i < 3; ++i)
       s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + where.unit, count);
   }
-  for (int64_t i = 0; i < row_count; ++i) {
-    At at = where;
-    at.row = rows[i];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGates; ++g) {
-      s.x[g] = input_sum<M>(o, at, g) + b_ih[g];
-      s.q[g] = b_hh[g] + sums.template get<M>(i, g, count);
-    }
-    if constexpr (Cell::kResetBefore) {
-      s.h = fed_state<M>(o, at);
-    } else if constexpr (Cell::kTwoSums) {
-      s.h = old_state<M>(o, at);
-    }
-    if constexpr (Cell::kHasCell)
-      s.c = at.fresh ? N{} : load_number<M, Acc>(o.c, o.cell(at), count);
-    StepResults<N> r = Cell::template forward<M>(s);
-    if constexpr (Cell::kHasCell) {
-      if (o.p.zoneout > 0) {
-        const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
-        r.c = z * s.c + (1 - z) * r.c;
-      }
-      const N c = rounded<T>(r.c);
-      store_number<M, Acc>(o.c, o.cell(at), c, count);
-      if (o.t.cells.value) store_rounded<M, T>(o.t.cells, o.whole(at, hidden), c, count);
-    }
-    for (int k = 0; k < (Cell::kResetBefore ? 2 : Cell::kKept); ++k)
-      store_kept<Cell, M>(o, at, k, r.kept[k]);
-    if constexpr (Cell::kResetBefore) store_number<M, Acc>(o.update, o.cell(at), r.kept[1], count);
+  const auto pass_on = [&](const At& at, N h) __attribute__((always_inline)) {
     if (o.p.has_inner()) {
-      store_rounded<M, Term>(o.inner, o.inner_cell(at), rounded<T>(r.h), count);
+      store_rounded<M, Term>(o.inner, o.inner_cell(at), rounded<T>(h), count);
     } else {
-      finish_state<M>(o, at, r.h);
+      finish_state<M>(o, at, h);
+    }
+  };
+  // h waits for the cells of some rows: a row's gates are one long chain of operations, of which
+  // the processor overlaps the more the shorter they are.
+  constexpr int64_t kChain = Cell::kHasCell ? 8 : 1;
+  for (int64_t first = 0; first < row_count; first += kChain) {
+    const int64_t end = first + kChain < row_count ? first + kChain : row_count;
+    N output_gate[kChain], cell[kChain];
+    for (int64_t i = first; i < end; ++i) {
+      At at = where;
+      at.row = rows[i];
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; ++g) {
+        s.x[g] = input_sum<M>(o, at, g) + b_ih[g];
+        s.q[g] = b_hh[g] + sums.template get<M>(i, g, count);
+      }
+      StepResults<N> r;
+      if constexpr (Cell::kHasCell) {
+        s.c = at.fresh ? N{} : load_number<M, Acc>(o.c, o.cell(at), count);
+        r = Cell::template until_cell<M>(s);
+        output_gate[i - first] = r.kept[Cell::kOutputGate], cell[i - first] = r.c;
+        if (o.p.zoneout > 0) {
+          const auto z = zone<T>(o.p, o.t.masks.zone_c, hidden, at);
+          r.c = z * s.c + (1 - z) * r.c;
+        }
+        const N c = rounded<T>(r.c);
+        store_number<M, Acc>(o.c, o.cell(at), c, count);
+        if (o.t.cells.value) store_rounded<M, T>(o.t.cells, o.whole(at, hidden), c, count);
+      } else {
+        if constexpr (Cell::kResetBefore) {
+          s.h = fed_state<M>(o, at);
+        } else if constexpr (Cell::kTwoSums) {
+          s.h = old_state<M>(o, at);
+        }
+        r = Cell::template forward<M>(s);
+      }
+      for (int k = 0; k < (Cell::kResetBefore ? 2 : Cell::kKept); ++k)
+        store_kept<Cell, M>(o, at, k, r.kept[k]);
+      if constexpr (Cell::kResetBefore)
+        store_number<M, Acc>(o.update, o.cell(at), r.kept[1], count);
+      if constexpr (!Cell::kHasCell) pass_on(at, r.h);
+    }
+    if constexpr (Cell::kHasCell) {
+      for (int64_t i = first; i < end; ++i) {
+        At at = where;
+        at.row = rows[i];
+        pass_on(at, output_gate[i - first] * M::tanh(cell[i - first]));
+      }
     }
   }
 }
@@ -260,8 +281,10 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
           own.end,
           [&](int64_t row, int64_t unit) __attribute__((always_inline)) {
             const auto* from = static_cast<const Acc*>(t.sums.value);
-            for (int g = 0; g < Cell::kGates; ++g)
-              __builtin_prefetch(from + o.whole(At{time, row, unit, 0}, t.sums_row) + g * hidden);
+            for (int g = 0; g < Cell::kGates; ++g) {  // which may begin anywhere in a line
+              const auto* sum = from + o.whole(At{time, row, unit, 0}, t.sums_row) + g * hidden;
+              __builtin_prefetch(sum), __builtin_prefetch(sum + P::kLane - 1);
+            }
           },
           [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
               const RowSums<Acc>& found) __attribute__((always_inline)) {

@@ -1,4 +1,5 @@
-// A vector of hidden units, or what is left of one at the end of a row.
+// A vector of hidden units, or what is left of one at the end of a row. Most are whole: without
+// being told, the compiler puts whole vectors out of the way.
 #pragma once
 
 #include "core/simd.h"
@@ -8,7 +9,9 @@ namespace {
 
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_units(const T* address, int count) {
-  return count == kLanes<T> ? load_vec(address) : load_part(address, count);
+  if (count == kLanes<T>) [[likely]]
+    return load_vec(address);
+  return load_part(address, count);
 }
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_units_or_zero(const T* address, int64_t offset, int count) {
@@ -16,7 +19,7 @@ WEFT_INLINE Vec<accumulate_t<T>> load_units_or_zero(const T* address, int64_t of
 }
 template <class T, class V>
 WEFT_INLINE void store_units(T* address, V value, int count) {
-  if (count == kLanes<T>) {
+  if (count == kLanes<T>) [[likely]] {
     store_vec(address, value);
   } else {
     store_part(address, value, count);

@@ -1,6 +1,6 @@
 """Memory of large CPU outputs, which weft keeps from one call for the next.
 
-A block of 4 MiB or more that was an output or a gradient of weft waits, when its tensor is gone,
+A block of 2 MiB or more that was an output or a gradient of weft waits, when its tensor is gone,
 for the next one of about its size: without that, each would be fresh memory, which the system
 fills with zeros first. At most an eighth of the machine's memory waits (`WEFT_KEPT_OUTPUTS_MB=n` in
 the environment: n MiB, 0 none), and of blocks that found no use for ten seconds none.

@@ -2,14 +2,15 @@
 // of sixteen products a channel instead of thirty-six.
 //
 // Weights are transformed once per call into sixteen matrices, one for each point of a tile, packed
-// as the tile product reads them (gemm/packed_cpu.h). A task takes a block of tiles of any rows and
-// images: their inputs are transformed into [point, tile, channel], then, a panel of weights at a
-// time, the products of all points are summed and transformed back, and go to the map with bias and
-// activation. Both layouts are read and written as they lie (conv_winograd_tiles.h). A block stays
-// in the second-level cache, where 48 tiles are enough that streaming the weights past it costs
-// nothing. The slices of a 3x3x3 window are further channels of the sums; a task goes along the
-// depth and transforms each slice once. An input gradient is the same with windows turned round.
-// Bound: FLOPs, four fifths of the time and more from 64 channels on.
+// as the tile product reads them (gemm/packed_cpu.h); those of 128 output channels at a time, which
+// the cache still holds while all tiles go through them. A task takes a block of tiles of any rows
+// and images: their inputs are transformed into [point, tile, channel], then, a panel of weights at
+// a time, the products of all points are summed and transformed back, and go to the map with bias
+// and activation. Both layouts are read and written as they lie (conv_winograd_tiles.h). A block
+// stays in the second-level cache, where 48 tiles are enough that streaming the weights past it
+// costs nothing. The slices of a 3x3x3 window are further channels of the sums; a task goes along
+// the depth and transforms each slice once. An input gradient is the same with windows turned
+// round. Bound: FLOPs, four fifths of the time and more from 64 channels on.
 //
 // Numbers: inputs of a tile are added up before they are multiplied, so an output's error is
 // relative to the largest input of its tile, not of its window; sums over channels are made in
@@ -19,12 +20,14 @@
 // finite either, so the outputs of all tiles are looked at, also those beyond the map, and images
 // with such ones are made again the direct way (conv_winograd_cpu.cpp).
 //
-// Memory: 16/9 of the weights, and for each thread 48 x 16 x (C x slices + one panel) numbers.
+// Memory: 16/9 of the weights of 128 channels, and for each thread 48 x 16 x (C x slices + one
+// panel) numbers.
 //
 // Lost: sums of 64 terms, which err up to twice as much as PyTorch's; asking for the next weights
-// ahead of time, a twentieth slower; more, smaller blocks for large weights, which are read from
-// the third-level cache once a block. Single maps of 7 x 7 lose against the direct way (0.6 to
-// 0.8), which leaves out the padding and does not transform the weights; the plan knows.
+// ahead of time, a twentieth slower; all weights at once, a tenth to a third slower from 512
+// channels on, though tiles are transformed once instead of in each pass. Single maps of 7 x 7 lose
+// against the direct way (0.6 to 0.8), which leaves out the padding and does not transform the
+// weights; the plan knows.
 #pragma once
 
 #include "conv/conv_panels.h"
@@ -33,49 +36,57 @@
 namespace weft::WEFT_TARGET {
 namespace {
 
-// Transformed weights, a panel [point, term, lane] after another; terms are slices of the window
-// and source channels.
+// Transformed weights of some panels of each group, a panel [point, term, lane] after another;
+// terms are slices of the window and source channels.
 inline void transform_weights(const ConvProblem& p, const Gather& g, const PanelLayout& layout,
-                              const float* weights, const float* bias, float* out,
-                              WeightPanel<float>* panels, const Context& context) {
+                              const Range& some, const float* weights, const float* bias,
+                              float* out, WeightPanel<float>* panels, const Context& context) {
   constexpr int64_t kLane = kLanes<float>, kSquare = 9;
   const int64_t places = p.window_elements(), filter = places * p.c;
   const int64_t channels = g.src_channels, panel_terms = layout.terms();
   Scratch<int64_t> packed_place(places);  // an input gradient's windows are turned round
   for (int64_t i = 0; i < places; ++i) packed_place[i] = g.transposed ? places - 1 - i : i;
-  parallel_for(context, layout.groups * layout.panels, 1, [&](int64_t begin, int64_t end) {
+  const int64_t count = some.end - some.begin, first_vector = layout.begin(some.begin);
+  const int64_t some_vectors = layout.begin(some.end) - first_vector;
+  const auto panel_at = [&](int64_t group, int64_t first) {
+    const int64_t vector = group * some_vectors + first - first_vector;
+    return out + vector * kLane * winograd::kPoints * panel_terms;
+  };
+  for (int64_t i = 0; i < layout.groups * count; ++i) {
+    const int64_t group = i / count, panel = some.begin + i % count;
+    const int64_t first = layout.begin(panel), vectors = layout.begin(panel + 1) - first;
+    panels[i] = {group,
+                 group * g.dst_channels + first * kLane,
+                 least(vectors * kLane, g.dst_channels - first * kLane),
+                 static_cast<int>(vectors),
+                 panel_at(group, first),
+                 bias + (group * layout.vectors + first) * kLane};
+  }
+  // A task is a vector of a panel.
+  parallel_for(context, layout.groups * some_vectors, 1, [&](int64_t begin, int64_t end) {
     Scratch<float> packed(places * channels * kLane);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / layout.panels;
-      const int64_t first = layout.begin(i % layout.panels);
-      const auto vectors = static_cast<int>(layout.begin(i % layout.panels + 1) - first);
-      const int64_t at = (group * layout.vectors + first) * kLane;
-      float* const to = out + at * winograd::kPoints * panel_terms;
-      panels[i] = {group,
-                   group * g.dst_channels + first * kLane,
-                   least(vectors * kLane, g.dst_channels - first * kLane),
-                   vectors,
-                   to,
-                   bias + at};
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t column = (first + v) * kLane;
-        const int64_t count = g.dst_channels - column;
-        const float* const of_group = weights + group * p.k * filter;
-        if (p.channels_last) {
-          const int64_t term_step = g.transposed ? filter : 1;
-          const int64_t column_step = g.transposed ? 1 : filter;
-          for (int64_t place = 0; place < places; ++place)
-            pack_vector(of_group + place * p.c + column * column_step, term_step, column_step,
-                        count, channels, 1, packed.data() + packed_place[place] * channels * kLane);
-        } else {
-          pack_contiguous(p, g, of_group + column * (g.transposed ? places : filter), count,
-                          packed_place.data(), channels, 1, packed.data());
-        }
-        for (int64_t term = 0; term < panel_terms; ++term)
-          transform_window(
-              packed.data() + (term / channels * kSquare * channels + term % channels) * kLane,
-              channels * kLane, to + (term * vectors + v) * kLane, panel_terms * vectors * kLane);
+      const int64_t group = i / some_vectors, vector = first_vector + i % some_vectors;
+      int64_t panel = some.begin;
+      while (layout.begin(panel + 1) <= vector) ++panel;
+      const int64_t first = layout.begin(panel), vectors = layout.begin(panel + 1) - first;
+      float* const to = panel_at(group, first) + (vector - first) * kLane;
+      const int64_t column = vector * kLane, left = g.dst_channels - column;
+      const float* const of_group = weights + group * p.k * filter;
+      if (p.channels_last) {
+        const int64_t term_step = g.transposed ? filter : 1;
+        const int64_t column_step = g.transposed ? 1 : filter;
+        for (int64_t place = 0; place < places; ++place)
+          pack_vector(of_group + place * p.c + column * column_step, term_step, column_step, left,
+                      channels, 1, packed.data() + packed_place[place] * channels * kLane);
+      } else {
+        pack_contiguous(p, g, of_group + column * (g.transposed ? places : filter), left,
+                        packed_place.data(), channels, 1, packed.data());
       }
+      for (int64_t term = 0; term < panel_terms; ++term)
+        transform_window(
+            packed.data() + (term / channels * kSquare * channels + term % channels) * kLane,
+            channels * kLane, to + term * vectors * kLane, panel_terms * vectors * kLane);
     }
   });
 }
@@ -183,29 +194,33 @@ inline void gather_winograd(const ConvProblem& p, const Gather& g, const float* 
   const PanelLayout layout{p.groups, vectors, ceil_div(vectors, kPanelVectors), g.src_channels,
                            p.window[0].size};
   const int64_t lanes = p.groups * vectors * kLane;
-  Scratch<float> packed(lanes * winograd::kPoints * layout.terms()), wide_bias(lanes);
-  Scratch<WeightPanel<float>> panels(layout.groups * layout.panels);
+  Scratch<float> wide_bias(lanes);
   fill(wide_bias.data(), lanes, 0.0f);
   if (bias != nullptr)
     for (int64_t i = 0; i < p.groups; ++i)
       for (int64_t k = 0; k < g.dst_channels; ++k)
         wide_bias[i * vectors * kLane + k] = bias[i * g.dst_channels + k];
-  transform_weights(p, g, layout, weights, wide_bias.data(), packed.data(), panels.data(), context);
 
-  const int64_t slabs = least(cut.slabs, layout.panels);
-  const int64_t parts = cut.chunks * p.groups * slabs;
-  parallel_for(context, cut.blocks * parts, 1, [&](int64_t begin, int64_t end) {
-    WinogradBlock block(p, g, ceil_div(cut.tiles, cut.blocks), src, dst);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t at = task / parts, chunk = task % parts / (p.groups * slabs);
-      const int64_t group = task / slabs % p.groups, slab = task % slabs;
-      const int64_t first = layout.panels * slab / slabs;
-      block.run(cut, cut.tiles * at / cut.blocks, cut.tiles * (at + 1) / cut.blocks,
-                g.dst[0] * chunk / cut.chunks, g.dst[0] * (chunk + 1) / cut.chunks,
-                panels.data() + group * layout.panels + first,
-                layout.panels * (slab + 1) / slabs - first, failed);
-    }
-  });
+  const int64_t passes = least(cut.passes, layout.panels);
+  const int64_t most_panels = ceil_div(layout.panels, passes);
+  Scratch<float> packed(p.groups * most_panels * kPanelVectors * kLane * winograd::kPoints *
+                        layout.terms());
+  Scratch<WeightPanel<float>> panels(p.groups * most_panels);
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    const Range some = {layout.panels * pass / passes, layout.panels * (pass + 1) / passes};
+    transform_weights(p, g, layout, some, weights, wide_bias.data(), packed.data(), panels.data(),
+                      context);
+    const int64_t parts = cut.chunks * p.groups, count = some.end - some.begin;
+    parallel_for(context, cut.blocks * parts, 1, [&](int64_t begin, int64_t end) {
+      WinogradBlock block(p, g, ceil_div(cut.tiles, cut.blocks), src, dst);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t at = task / parts, chunk = task % parts / p.groups;
+        block.run(cut, cut.tiles * at / cut.blocks, cut.tiles * (at + 1) / cut.blocks,
+                  g.dst[0] * chunk / cut.chunks, g.dst[0] * (chunk + 1) / cut.chunks,
+                  panels.data() + task % p.groups * count, count, failed);
+      }
+    });
+  }
 }
 
 }  // namespace

@@ -14,9 +14,9 @@ namespace winograd {
 
 constexpr int64_t kPoints = 16;         // of a tile: 4 x 4
 constexpr int64_t kBlockTiles = 48;     // a multiple of every tile product's height
-constexpr int64_t kLeastTiles = 16;     // of a block
+constexpr int64_t kLeastTiles = 12;     // of a block
 constexpr int64_t kTaskSlices = 8;      // of a volume, that a task goes through
-constexpr int64_t kSlabChannels = 256;  // of the destination, that a task takes
+constexpr int64_t kPassChannels = 128;  // of the destination, whose weights are held at a time
 constexpr int64_t kLeastChannels = 16;
 
 }  // namespace winograd
@@ -28,7 +28,7 @@ struct WinogradCut {
   int64_t tiles;          // of a slice of all images
   int64_t blocks;
   int64_t chunks;
-  int64_t slabs;  // of destination channels of a group
+  int64_t passes;  // over the tiles, each with some destination channels of a group
 };
 
 WEFT_HD constexpr WinogradCut winograd_cut(const ConvProblem& p, bool transposed) {
@@ -39,10 +39,10 @@ WEFT_HD constexpr WinogradCut winograd_cut(const ConvProblem& p, bool transposed
   cut.columns = ceil_div(dst[2], 2);
   cut.tiles = p.n * cut.rows * cut.columns;
   cut.chunks = ceil_div(dst[0], kTaskSlices);
-  cut.slabs = ceil_div(transposed ? p.c : p.k, kSlabChannels);
+  cut.passes = ceil_div(transposed ? p.c : p.k, kPassChannels);
   // Several tasks, whatever the number of threads.
   constexpr int64_t kTasks = 8;
-  const int64_t unit = ceil_div(kTasks, cut.chunks * cut.slabs * p.groups);
+  const int64_t unit = ceil_div(kTasks, cut.chunks * p.groups);
   const int64_t wanted = ceil_div(ceil_div(cut.tiles, kBlockTiles), unit) * unit;
   const int64_t most = cut.tiles / kLeastTiles;
   cut.blocks = wanted < most ? wanted : most > 1 ? most : 1;

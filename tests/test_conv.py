@@ -219,6 +219,9 @@ BLOCKS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "few": ((3, 32, 30, 31), (24, 32, 1, 1), {}),
     "dilated": ((1, 20, 12, 40), (33, 20, 3, 3), {"padding": 3, "dilation": 3}),
     "groups": ((2, 40, 14, 13), (80, 5, 3, 3), {"padding": 1, "groups": 8}),
+    "three_phases": ((2, 3, 31, 110), (32, 3, 3, 3), {"padding": 1, "stride": 3}),
+    "four_phases": ((2, 2, 21, 141), (40, 2, 4, 4), {"padding": (0, 1), "stride": 4}),
+    "few_products": ((1, 3, 23, 40), (50, 3, 2, 3), {"padding": 1}),
     "multiplier": ((2, 24, 9, 14), (48, 1, 3, 3), {"padding": 1, "stride": 2, "groups": 24}),
 }
 
@@ -235,6 +238,28 @@ def test_blocks_of_pixels_are_exact(target: str, case: str) -> None:
         bias = integer_tensor(weight_size[:1], dtype, generator)
         with weft.testing.cpu_target(target):
             check_exact(input, weight, bias, generator, **window)
+
+
+@pytest.mark.parametrize(
+    ("input_size", "weight_size", "stride"),
+    [((1, 2, 512, 523), (9, 2, 3, 3), 1), ((1, 30, 540, 541), (30, 1, 3, 3), 2)],
+    ids=["few_products", "depthwise_strided"],
+)
+def test_outputs_past_the_cache_are_exact(
+    input_size: tuple[int, ...], weight_size: tuple[int, ...], stride: int
+) -> None:
+    """Maps of more than 8 MiB, whose rows begin anywhere in a line of it."""
+    generator = torch.Generator().manual_seed(8)
+    input = integer_tensor(input_size, torch.float32, generator)
+    weight = integer_tensor(weight_size, torch.float32, generator)
+    groups = input_size[1] // weight_size[1]
+    y = W.conv2d(input, weight, stride=stride, groups=groups, padding=1)
+    expected = F.conv2d(input, weight, stride=stride, groups=groups, padding=1)
+    assert torch.equal(y, expected)
+    grad = integer_tensor(tuple(y.shape), torch.float32, generator).detach()
+    found, wanted = (torch.autograd.grad(t, (input, weight), grad) for t in (y, expected))
+    for got, want in zip(found, wanted, strict=True):
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("case", BLOCKS)

@@ -63,7 +63,7 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const bool dense = path == ConvPath::product || path == ConvPath::planes;
   BlockPlan plan;
   if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
-      (path == ConvPath::planes && !conv_turns_for_little(p, lanes)) ||
+      (path == ConvPath::planes && (p.channels_last || p.k < lanes)) ||
       path == ConvPath::winograd || pool_transposes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;

@@ -5,6 +5,7 @@
 #include "conv/conv_rows_backward.h"
 #if defined(__AVX512F__)
 #include "conv/conv_pairs_backward.h"
+#include "conv/conv_short_rows.h"
 #endif
 
 namespace weft::WEFT_TARGET {
@@ -19,6 +20,8 @@ void conv_depthwise_gather(const ConvProblem& p, bool transposed, const void* sr
     auto* const to = static_cast<T*>(dst);
 #if defined(__AVX512F__)
     if (!transposed && goes_in_pairs(p)) return gather_pairs(p, from, weights, start, to, context);
+    if (!transposed && has_short_rows(p))
+      return gather_short_rows(p, from, weights, start, to, context);
 #endif
     const auto run = p.channels_last ? depthwise_gather<T> : gather_rows<T>;
     run(p, g, from, weights, start, to, context);

@@ -142,6 +142,7 @@ class WinogradBlock {
  private:
   static constexpr int64_t kLane = kLanes<float>;
   static constexpr int64_t kSumTile = kPanelVectors * kLane;
+  static constexpr int64_t kDepth = 128;  // channels whose products are summed at a time
 
   // Slices of the source take turns.
   TransformedTiles slot(int64_t slice) {

@@ -61,7 +61,7 @@ build: $(VENV)/ready
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
 # and gradcheck, which calls kernels that other tests call hundreds of times more. What pytest's
-# capture would swallow lies in build/sanitize/report.*; it takes an hour on two cores.
+# capture would swallow lies in build/sanitize/report.*.
 SANITIZE_TESTS = $(addsuffix .py,$(addprefix tests/test_,device device_hopper eager pool pool_cpu \
   pool_columns pool_eager pool_errors pool_layers pool_regions conv conv_backward conv_block \
   conv_depthwise conv_eager conv_empty conv_pooled conv_product conv_surface conv_wgmma conv_winograd \

@@ -61,9 +61,10 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const int64_t size = size_of(p.dtype);
   const ConvPath path = conv_gather_path(p, false, lanes);
   const bool dense = path == ConvPath::product || path == ConvPath::planes;
+  // Planes of few channels pool in sequence; of more, they only save turning round, and fuse.
+  const bool few_channels = path == ConvPath::planes && (p.channels_last || p.k < lanes);
   BlockPlan plan;
-  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes ||
-      (path == ConvPath::planes && (p.channels_last || p.k < lanes)) ||
+  if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes || few_channels ||
       path == ConvPath::winograd || pool_transposes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;

@@ -18,7 +18,7 @@
 // every input row instead of every output row. Rows side by side without prefetch_ahead: four times
 // slower on 112 floats. Picking every stride-th result one by one after a dense reduction: half the
 // speed of transposing at stride 15. Reducing along W as soon as 2 KiB of the line are made, so
-// that loads from memory pause less: no gain, and 15 % lost at stride 1 of channels-last maps.
+// that loads from memory pause less: no gain, and slower at stride 1 of channels-last maps.
 #pragma once
 
 #include "pool/pool_keys.h"

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from weft import pool
 from weft.autograd import Function, inside_transform, needs_grad
-from weft.conv_ops import ConvWindow, conv_activated, gradients, of_sum
+from weft.conv_ops import (
+    ConvWindow,
+    conv_activated,
+    gradients,
+    map_size,
+    of_sum,
+    save_operands,
+)
 from weft.pool_ops import (
     AvgWindow,
     MaxPoolBackward,
@@ -103,31 +110,18 @@ class ConvMaxPooled(Function):
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:
         input, weight, _, ctx.activation, ctx.slope, ctx.window, ctx.pooling = args
         ctx.sizes = input.shape, weight.shape
-        input_needs, weight_needs, *_ = ctx.needs_input_grad
         ctx.mark_non_differentiable(outputs[1])
-        ctx.save_for_backward(
-            input if weight_needs else None, weight if input_needs else None, *outputs
-        )
+        save_operands(ctx, input, weight, *outputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         input, weight, output, places = ctx.saved_tensors
         grad = of_sum(grad, output, ctx.activation, ctx.slope)
         input_size, weight_size = ctx.sizes
-        map_size = _map_size(input_size, weight_size, ctx.window)
-        last = _channels_last(output, len(map_size) - 2)
-        grad = MaxPoolBackward.apply(grad, places, map_size, last, ctx.pooling.window)
+        size = map_size(input_size, weight_size, ctx.window)
+        last = _channels_last(output, len(size) - 2)
+        grad = MaxPoolBackward.apply(grad, places, size, last, ctx.pooling.window)
         return *gradients(ctx, input, weight, grad), *(None,) * 4
-
-
-def _map_size(input: Sequence[int], weight: Sequence[int], window: ConvWindow) -> list[int]:
-    rank = len(window.stride)
-    size = [input[0], weight[0]]
-    for i in range(rank):
-        padded = input[2 + i] + window.padding[i] + window.padding[i - rank]
-        span = window.dilation[i] * (weight[2 + i] - 1) + 1
-        size.append((padded - span) // window.stride[i] + 1)
-    return size
 
 
 def conv_pooled(

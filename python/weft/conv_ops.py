@@ -39,6 +39,17 @@ class ConvWindow(NamedTuple):
     groups: int
 
 
+def map_size(input: Sequence[int], weight: Sequence[int], window: ConvWindow) -> list[int]:
+    """The size of y = x ⋆ w; no channels in give no channels out."""
+    rank = len(window.stride)
+    size = [input[0], weight[0] if input[1] else 0]
+    for i in range(rank):
+        padded = input[2 + i] + window.padding[i] + window.padding[i - rank]
+        span = window.dilation[i] * (weight[2 + i] - 1) + 1
+        size.append((padded - span) // window.stride[i] + 1)
+    return size
+
+
 # ---- fake implementations ------------------------------------------------------------------------
 
 
@@ -55,14 +66,7 @@ def _empty(first: Tensor, second: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.library.register_fake("weft::conv")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, *window_args: Any) -> Tensor:
-    window = ConvWindow(*window_args)
-    rank = len(window.stride)
-    size = [input.shape[0], weight.shape[0] if input.shape[1] else 0]
-    for i in range(rank):
-        padded = input.shape[2 + i] + window.padding[i] + window.padding[i - rank]
-        span = window.dilation[i] * (weight.shape[2 + i] - 1) + 1
-        size.append((padded - span) // window.stride[i] + 1)
-    return _empty(input, weight, size)
+    return _empty(input, weight, map_size(input.shape, weight.shape, ConvWindow(*window_args)))
 
 
 @torch.library.register_fake("weft::conv_activated")
@@ -115,6 +119,12 @@ def _(
 # ---- autograd ------------------------------------------------------------------------------------
 
 
+def save_operands(ctx: Any, first: Tensor, second: Tensor, *more: Tensor) -> None:
+    """Keeps each operand where the other's gradient is asked for."""
+    first_needs, second_needs, *_ = ctx.needs_input_grad
+    ctx.save_for_backward(first if second_needs else None, second if first_needs else None, *more)
+
+
 class Conv(Function):
     """y = x ⋆ w + b."""
 
@@ -126,8 +136,7 @@ class Conv(Function):
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         input, weight, _, ctx.window = args
         ctx.sizes = input.shape, weight.shape
-        input_needs, weight_needs, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(input if weight_needs else None, weight if input_needs else None)
+        save_operands(ctx, input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,10 +162,7 @@ class ConvActivated(Function):
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         input, weight, _, ctx.activation, ctx.slope, ctx.window = args
         ctx.sizes = input.shape, weight.shape
-        input_needs, weight_needs, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(
-            input if weight_needs else None, weight if input_needs else None, output
-        )
+        save_operands(ctx, input, weight, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -231,8 +237,7 @@ class ConvDgrad(Function):
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         grad, weight, _, _, ctx.window = args
         ctx.weight_size = weight.shape
-        grad_needs, weight_needs, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(grad if weight_needs else None, weight if grad_needs else None)
+        save_operands(ctx, grad, weight)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -258,8 +263,7 @@ class ConvWgrad(Function):
     def save(ctx: Any, args: tuple, output: Tensor) -> None:
         input, grad, _, ctx.window = args
         ctx.input_size = input.shape
-        input_needs, grad_needs, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(input if grad_needs else None, grad if input_needs else None)
+        save_operands(ctx, input, grad)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:

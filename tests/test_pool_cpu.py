@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import weft
 import weft.functional as W
 from harness import DTYPES, check_against_native
 from weft import _C
@@ -33,6 +34,12 @@ PROBLEMS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "depth, windows touch": ("pool3d", (2, 3, 8, 17, 19), {"kernel_size": 2}),
     "tiny planes": ("pool2d", (3, 30, 5, 7), {"kernel_size": 2, "stride": 2, "padding": 1}),
     "tiny maps in depth": ("pool3d", (2, 33, 3, 6, 6), {"kernel_size": 3, "stride": 1}),
+    "map kept, short rows": (
+        "pool2d",
+        (3, 7, 9, 27),
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+    ),
+    "map kept, one row": ("pool1d", (4, 5, 29), {"kernel_size": 5, "stride": 1, "padding": 2}),
     "channels, windows far apart": ("pool2d", (2, 19, 14, 29), {"kernel_size": (2, 9)}),
 }
 ADAPTIVE = {
@@ -142,6 +149,68 @@ def test_outputs_past_the_cache() -> None:
 
 
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1.0, 1.0, -1.0]
+
+
+def _path(op: Any, x: torch.Tensor, **window: Any) -> str:
+    (plan,) = weft.explain(op, x, target=_C.cpu_target(), **window)
+    return plan.path
+
+
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+def test_maps_that_keep_their_size(target: str) -> None:
+    """Rows shorter and longer than vectors, so that borders fall on every lane."""
+    square = {"kernel_size": 3, "stride": 1, "padding": 1}
+    tall = {"kernel_size": (5, 3), "stride": 1, "padding": (2, 1)}
+    x = torch.randn(2, 5, 4, 28)
+    assert _path(W.max_pool2d, x, **square) == _path(W.avg_pool2d, x, **tall) == "flat"
+    with cpu_target(target):
+        for width in range(17, 50):
+            for dtype in (torch.float32, torch.float64, torch.float16):
+                for window, height in ((square, 1), (square, 4), (tall, 3)):
+                    for x in _inputs_of(torch.randn(2, 5, height, width).to(dtype)):
+                        y = W.max_pool2d(x, **window)
+                        assert torch.equal(y, F.max_pool2d(x, **window))
+                        check_against_native(W.avg_pool2d, F.avg_pool2d, x, **window)
+
+
+def test_maps_that_keep_their_size_hold_special_values() -> None:
+    x = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (3, 4, 7, 30))]
+    for dtype in DTYPES:
+        for kernel, padding, dilation in ((3, 1, 1), ((3, 1), (1, 0), 1), ((1, 2), (0, 1), (1, 2))):
+            for t in _inputs_of(x.to(dtype)):
+                window = {"stride": 1, "padding": padding, "dilation": dilation}
+                window["kernel_size"] = kernel
+                y, native = W.max_pool2d(t, **window), F.max_pool2d(t, **window)
+                torch.testing.assert_close(y, native, rtol=0, atol=0, equal_nan=True)
+
+
+FROM_MEMORY: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
+    "flat": ("pool2d", (2, 64, 190, 190), {"kernel_size": 3, "stride": 1, "padding": 1}),
+    "flat, few channels": (
+        "pool2d",
+        (2, 5, 700, 701),
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+    ),
+    "pixels": ("pool2d", (2, 72, 180, 190), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "pixels, ceil": ("pool2d", (1, 160, 181, 190), {"kernel_size": 2, "ceil_mode": True}),
+    "pixels, wide": ("pool2d", (2, 33, 260, 270), {"kernel_size": (2, 5), "stride": (1, 3)}),
+    "pixels, depth": ("pool3d", (1, 64, 8, 95, 97), {"kernel_size": 2, "stride": 2}),
+}
+
+
+@pytest.mark.parametrize("problem", FROM_MEMORY)
+def test_channels_from_memory(problem: str) -> None:
+    """Channels-last maps that are larger than the cache, and outputs that are streamed past it."""
+    name, size, window = FROM_MEMORY[problem]
+    for dtype in (torch.float32, torch.bfloat16):
+        x = _inputs_of(torch.randn(size).to(dtype))[1]
+        if x.nbytes >= 1 << 24:
+            assert _path(getattr(W, f"max_{name}"), x, **window) == problem.split(",")[0]
+        with torch.no_grad():
+            for op in _ops(name, dtype):
+                check_against_native(getattr(W, op), getattr(F, op), x, **window)
+
+
 LARGE_WINDOWS: dict[str, tuple[int, tuple[int, ...], tuple[Any, ...]]] = {
     "rows": (2, (2, 9, 21, 40), (5, 2, 2)),
     "rows, dilated": (2, (2, 9, 30, 40), ((5, 4), (3, 2), 2, (2, 3))),

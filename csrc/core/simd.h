@@ -293,24 +293,30 @@ WEFT_INLINE void interleave(V a, V b, V& low, V& high) {
 // ---- past the cache
 // ------------------------------------------------------------------------------
 
-// Copies `bytes`, a multiple of a vector, to an address aligned to a vector, without reading what
-// is there and without keeping it in the cache. `stream_fence` must follow before others read it.
-WEFT_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += kVectorBytes) {
-    auto* target = static_cast<char*>(to) + i;
-    const auto* source = static_cast<const char*>(from) + i;
+// Copies kBytes, at most a vector, to an address aligned to them, without reading what is there and
+// without keeping it in the cache. `stream_fence` must follow before others read it.
+template <int kBytes>
+WEFT_INLINE void stream_block(void* to, const void* from) {
 #if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(target), _mm512_loadu_si512(source));
-#elif defined(__AVX2__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(target),
-                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
-#elif defined(__SSE2__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(target),
-                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-#else
-    memcpy(target, source, kVectorBytes);
+  if constexpr (kBytes == 64)
+    return _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #endif
-  }
+#if defined(__AVX2__)
+  if constexpr (kBytes == 32)
+    return _mm256_stream_si256(static_cast<__m256i*>(to),
+                               _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#endif
+#if defined(__SSE2__)
+  if constexpr (kBytes == 16)
+    return _mm_stream_si128(static_cast<__m128i*>(to),
+                            _mm_loadu_si128(static_cast<const __m128i*>(from)));
+#endif
+  memcpy(to, from, kBytes);
+}
+// Likewise for `bytes`, a multiple of a vector, to an address aligned to one.
+WEFT_INLINE void stream_copy(void* to, const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kVectorBytes)
+    stream_block<kVectorBytes>(static_cast<char*>(to) + i, static_cast<const char*>(from) + i);
 }
 WEFT_INLINE void stream_fence() {
 #if defined(__SSE2__)

@@ -59,20 +59,17 @@ void avg_forward(const PoolProblem& p, const void* x, void* y, const Context& co
         return reduce_globally<SumOf<T>>(p, input, output, context,
                                          [&](auto sum) { return sum / divisor; });
       }
-      default: {
-        const int64_t items = ValueWalk<SumOf<T>, T>::items_of(p);
-        return parallel_for(context, items, pool_grain(items, elements),
-                            [&](int64_t begin, int64_t end) {
-                              ValueWalk<SumOf<T>, T> walk(p, input);
-                              Divisors<T> divisors(p, walk.width());
-                              walk.run(begin, end, output, divisors);
-                            });
-      }
+      default:
+        return pool_values<SumOf<T>>(p, input, output, context, [&](const auto& walk) {
+          return Divisors<T>(p, walk.width());
+        });
     }
   });
 }
 
 void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
+  // Windows that keep the map's size are their own transposes.
+  if (pool_avg_gradient_path(p) == PoolPath::flat) return avg_forward(p, gy, gx, context);
   const int64_t elements = p.in_elements() + p.out_elements();
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -182,26 +182,16 @@ void max_values_and_places(const PoolProblem& p, const T* x, T* y, Place* places
 
 template <class T, class Place>
 void max_keys(const PoolProblem& p, const T* x, T* y, Place* places, const Context& context) {
-  using Walk = ValueWalk<KeyOf<T>, T>;
-  const int64_t items = Walk::items_of(p);
-  parallel_for(context, items, pool_grain(items, p.in_elements() + p.out_elements()),
-               [&](int64_t begin, int64_t end) {
-                 Walk walk(p, x);
-                 PlaceOfKey<T, Place> finish(p, walk.width(), walk.by_strips(), places);
-                 walk.run(begin, end, y, finish);
-               });
+  run_walk<ValueWalk<KeyOf<T>, T>>(p, x, y, context, [&](const auto& walk) {
+    return PlaceOfKey<T, Place>(p, walk.width(), walk.by_strips(), places);
+  });
 }
 
 template <class T>
 void max_values(const PoolProblem& p, const T* x, T* y, const Context& context) {
   if (pool_values_path(p) == PoolPath::planes)
     return reduce_globally<MaxOf<T>>(p, x, y, context, [](auto best) { return best; });
-  const int64_t items = ValueWalk<MaxOf<T>, T>::items_of(p);
-  parallel_for(context, items, pool_grain(items, p.in_elements() + p.out_elements()),
-               [&](int64_t begin, int64_t end) {
-                 Unchanged unchanged;
-                 ValueWalk<MaxOf<T>, T>(p, x).run(begin, end, y, unchanged);
-               });
+  pool_values<MaxOf<T>>(p, x, y, context, [](const auto&) { return Unchanged(); });
 }
 
 // Values and places of whole planes, a few planes at a time, which the places find in the cache.

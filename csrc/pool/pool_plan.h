@@ -9,6 +9,8 @@
 namespace weft {
 
 enum class PoolPath : uint8_t {
+  flat,    // small windows that keep the map's size: the array is one run of vectors
+  pixels,  // small windows of channels, read where they lie
   rows,    // the rows of a window are reduced where they lie, then windows along that one row
   passes,  // a strip of rows is reduced along H and along W by doubling: log2(window) passes
   ring,    // with places: rows are reduced along W first and held while windows need them
@@ -22,6 +24,10 @@ enum class PoolPath : uint8_t {
 
 constexpr const char* name_of(PoolPath path) {
   switch (path) {
+    case PoolPath::flat:
+      return "flat";
+    case PoolPath::pixels:
+      return "pixels";
     case PoolPath::rows:
       return "rows";
     case PoolPath::passes:
@@ -75,15 +81,58 @@ WEFT_HD constexpr bool pool_is_global(const PoolProblem& p) {
   return true;
 }
 
+// Outputs larger than this go past the cache: before they are read again they would have left it,
+// and a line that is written whole need not be read first.
+inline constexpr int64_t kPoolStreamBytes = int64_t{16} << 20;
+
+WEFT_HD constexpr bool pool_streams(int64_t elements, const PoolProblem& p) {
+  return elements * size_of(p.dtype) >= kPoolStreamBytes;
+}
+
+// Whether loading every element of every window costs less than making a line of the rows of an
+// output row. Loads and stores count as 2, as 3 where they lie across two cache lines, and a half
+// type's conversions as two loads; a row's line costs a start; and while it is reduced, loads from
+// memory wait.
+WEFT_HD constexpr bool pool_direct_is_cheaper(const PoolProblem& p) {
+  constexpr int64_t kRowStart = 110, kVector = 64;
+  const int64_t rows = p.window[0].size * p.window[1].size;
+  const int64_t columns = p.window[2].size;
+  const int64_t doubled = 2 * pool_doubling_passes(columns);
+  const bool halves = size_of(p.dtype) == 2;
+  const int64_t load = halves ? 3 : 1;
+  const int64_t line =
+      2 * (p.window[2].stride * (rows * load + 1) + (columns < doubled ? columns : doubled));
+  const int64_t waits = pool_streams(p.in_elements(), p) ? line : 0;
+  const int64_t direct =
+      rows * columns * load * (p.inner * size_of(p.dtype) % kVector == 0 ? 2 : 3);
+  const int64_t vectors = 1 + p.out[2] * p.inner * size_of(p.dtype) * (halves ? 2 : 1) / kVector;
+  return direct * vectors <= (line + waits) * vectors + kRowStart;
+}
+
+// Fixed windows that keep the map's size and have one divisor, with rows that 16 bits can count.
+WEFT_HD constexpr bool pool_is_flat(const PoolProblem& p) {
+  constexpr int64_t kMostPositions = 16384;
+  for (int axis = 0; axis < 3; ++axis)
+    if (p.window[axis].stride != 1 || p.out[axis] != p.in[axis] ||
+        !(p.count_include_pad || p.divisor != 0 || p.window[axis].padding == 0))
+      return false;
+  return p.window[0].size == 1 && p.in[2] * p.inner <= kMostPositions && p.in[1] <= kMostPositions;
+}
+
 // Forward, without places, of a problem as `pool_with_fixed_windows` leaves it.
 WEFT_HD constexpr PoolPath pool_values_path(const PoolProblem& p) {
+  constexpr int64_t kVector = 64;
   if (p.adaptive()) return PoolPath::boxes;
   if (pool_is_global(p)) return PoolPath::planes;
   // Directly, an output row reads `size` rows; by doubling, each of its `stride` rows is read and
   // written once per pass.
   const PoolWindow& height = p.window[1];
   const int64_t doubling = 3 * height.stride * pool_doubling_passes(height.size);
-  return height.size > doubling / 2 + 2 ? PoolPath::passes : PoolPath::rows;
+  if (height.size > doubling / 2 + 2) return PoolPath::passes;
+  if (!pool_direct_is_cheaper(p)) return PoolPath::rows;
+  if (pool_is_flat(p)) return PoolPath::flat;
+  const bool channels = p.inner * size_of(p.dtype) >= kVector;
+  return channels && pool_streams(p.in_elements(), p) ? PoolPath::pixels : PoolPath::rows;
 }
 
 // Bits for a position on an axis of what fixed windows span, padding included.
@@ -148,7 +197,8 @@ WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
 WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
   if (p.adaptive()) return PoolPath::boxes;
   if (pool_is_global(p)) return PoolPath::planes;
-  return pool_values_path(p) == PoolPath::passes ? PoolPath::passes : PoolPath::rows;
+  const PoolPath path = pool_values_path(p);
+  return path == PoolPath::pixels ? PoolPath::rows : path;
 }
 
 // Maps with rows too short for vectors, which are pooled in the other layout: tiny planes as
@@ -159,14 +209,6 @@ WEFT_HD constexpr bool pool_transposes(const PoolProblem& p) {
   if (p.inner == 1)
     return p.in[2] <= kShortRow && p.in_positions() <= kTinyMap && p.outer >= kLeastPlanes;
   return p.inner < kFewChannels && pool_with_fixed_windows(p).adaptive();
-}
-
-// Outputs larger than this go past the cache: before they are read again they would have left it,
-// and a line that is written whole need not be read first.
-inline constexpr int64_t kPoolStreamBytes = int64_t{16} << 20;
-
-WEFT_HD constexpr bool pool_streams(int64_t elements, const PoolProblem& p) {
-  return elements * size_of(p.dtype) >= kPoolStreamBytes;
 }
 
 }  // namespace weft

@@ -13,6 +13,8 @@
 // as many windows as a vector has lanes are loaded, one in each vector, and reduced by transposing;
 // windows of 4, 8, 16 ... that touch are reduced by halving the line, neighbour by neighbour.
 //
+// Small windows take the walks of pool_direct.h where those are cheaper.
+//
 // Bound: bytes, in + out; outputs larger than the cache are streamed past it.
 // Lost: a ring of rows reduced along W first (as the maximum with places does): stride 2 reduces
 // every input row instead of every output row. Rows side by side without prefetch_ahead: four times
@@ -21,6 +23,7 @@
 // that loads from memory pause less: no gain, and slower at stride 1 of channels-last maps.
 #pragma once
 
+#include "pool/pool_direct.h"
 #include "pool/pool_keys.h"
 
 namespace weft::WEFT_TARGET {
@@ -297,6 +300,32 @@ class ValueWalk {
   Scratch<int32_t> columns_;  // of the elements of a line
   Scratch<const T*> sources_;
 };
+
+template <class Walk, class T, class MakeFinish>
+void run_walk(const PoolProblem& p, const T* x, T* y, const Context& context,
+              const MakeFinish& make_finish) {
+  const int64_t items = Walk::items_of(p);
+  parallel_for(context, items, pool_grain(items, p.in_elements() + p.out_elements()),
+               [&](int64_t begin, int64_t end) {
+                 Walk walk(p, x);
+                 auto finish = make_finish(walk);
+                 walk.run(begin, end, y, finish);
+               });
+}
+
+// Fixed windows, not global ones. `make_finish(walk)` makes what ValueWalk::run calls.
+template <class Op, class T, class MakeFinish>
+void pool_values(const PoolProblem& p, const T* x, T* y, const Context& context,
+                 const MakeFinish& make_finish) {
+  switch (pool_values_path(p)) {
+    case PoolPath::flat:
+      return run_walk<FlatWalk<Op, T>>(p, x, y, context, make_finish);
+    case PoolPath::pixels:
+      return run_walk<PixelWalk<Op, T>>(p, x, y, context, make_finish);
+    default:
+      return run_walk<ValueWalk<Op, T>>(p, x, y, context, make_finish);
+  }
+}
 
 }  // namespace
 }  // namespace weft::WEFT_TARGET

@@ -28,14 +28,7 @@ void max_forward_of(const PoolProblem& p, const void* x, void* y, void* places,
 
 void max_backward_of(const PoolProblem& p, const void* gy, const void* places, void* gx,
                      const Context& context) {
-  const PoolProblem fixed = pool_with_fixed_windows(p);
-  if (!pool_transposes(p)) return max_backward(fixed, gy, places, gx, context);
-  const int64_t bytes = size_of(p.dtype), in = p.in_positions(), out = p.out_positions();
-  pool_transposed<3>(
-      fixed, {reads(gy, out, bytes), reads(places, out, p.place_bytes()), writes(gx, in, bytes)},
-      context, [](const PoolProblem& q, void* const* at, const Context& alone) {
-        max_backward(q, at[0], at[1], at[2], alone);
-      });
+  max_backward(pool_with_fixed_windows(p), gy, places, gx, context);
 }
 
 // Averages forward and backward, from maps of `from` positions to maps of `to`.

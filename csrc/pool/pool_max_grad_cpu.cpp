@@ -1,18 +1,19 @@
 // Maximum pooling on CPU: backward, its transpose, and the indices that torch returns.
 //
-// Three ways, the cheapest by count (pool_max_gradient_path). Windows that do not overlap: the
-// gradients are put at their places, row of outputs by row of outputs, in a band of input rows that
-// is cleared before. Small windows on long rows: each input row gathers from the output rows that
-// cover it, by vector compares of places; the cost grows with the window's elements. Others: a
-// thread owns whole planes and adds each output's gradient at its place in order, one owner per
-// plane keeping the bits.
+// Three ways, the cheapest by count (pool_max_gradient_path). Each output's gradient is added at
+// its place, in order; a thread owns whole planes, which keeps the bits. Or, where windows do not
+// overlap, it is put there, row of outputs by row of outputs, in a band of input rows that is
+// cleared before. Or each input row gathers from the output rows that cover it, by vector compares
+// of places, which is for small windows of many channels: the cost grows with the window's
+// elements, and with the rows.
 // Bound: bytes; clearing and writing gx. Lost: finding the terms of a gather by division, once a
 // row (a third of its time on 3x3); putting by input rows, which meet each output once a window's
-// row.
+// row; planes of few positions turned round to channels and back, three times what adding costs.
 #include <limits>
 
 #include "pool/pool_cpu.h"
 #include "pool/pool_lines.h"
+#include "pool/pool_places.h"
 #include "pool/pool_rows.h"
 
 namespace weft::WEFT_TARGET {
@@ -163,90 +164,6 @@ void max_gather_gradients(const PoolProblem& p, const T* gy, const Place* places
     ++outer;
   }
 }
-// The input position of a window's place, relative to the window's first position, for places in
-// order; and whether it can lie outside the map.
-class PlaceTable {
- public:
-  explicit PlaceTable(const PoolProblem& p) : offset_(p.window_elements()) {
-    int64_t place = 0;
-    for (int64_t i = 0; i < p.window[0].size; ++i)
-      for (int64_t j = 0; j < p.window[1].size; ++j)
-        for (int64_t k = 0; k < p.window[2].size; ++k)
-          offset_[place++] =
-              (i * p.window[0].dilation * p.in[1] + j * p.window[1].dilation) * p.in[2] +
-              k * p.window[2].dilation;
-  }
-  int64_t offset(int64_t place) const { return offset_[place]; }
-
- private:
-  Scratch<int64_t> offset_;
-};
-
-// The flat position of the first place of the windows of output row (od, oh), on the axes D and H;
-// negative where that is padding.
-WEFT_INLINE int64_t window_row(const PoolProblem& p, int64_t od, int64_t oh) {
-  return (p.window[0].first_input(od) * p.in[1] + p.window[1].first_input(oh)) * p.in[2];
-}
-
-// True if some window meets no input at all, which only dilation can cause; its place is void.
-bool has_void_windows(const PoolProblem& p) {
-  for (int axis = 0; axis < 3; ++axis)
-    for (int64_t o = 0; o < p.out[axis]; ++o) {
-      const Range inside = places_inside(p.window[axis], o, p.in[axis]);
-      if (inside.begin >= inside.end) return true;
-    }
-  return false;
-}
-
-bool is_void(const PoolProblem& p, const int64_t (&at)[3]) {
-  for (int axis = 0; axis < 3; ++axis) {
-    const Range inside = places_inside(p.window[axis], at[axis], p.in[axis]);
-    if (inside.begin >= inside.end) return true;
-  }
-  return false;
-}
-
-// Calls body(output element, input position, c) for the outputs of plane `outer` and channels
-// [c_begin, c_end), in order; the position counts from the first plane's and is -1 for void
-// windows.
-template <class Place, class Body>
-WEFT_INLINE void for_each_place(const PoolProblem& p, const PlaceTable& table, bool voids,
-                                const Place* places, int64_t outer, int64_t c_begin, int64_t c_end,
-                                const Body& body) {
-  const int64_t plane = outer * p.in_positions();
-  int64_t position = outer * p.out_positions();
-  for (int64_t od = 0; od < p.out[0]; ++od)
-    for (int64_t oh = 0; oh < p.out[1]; ++oh) {
-      const int64_t row = plane + window_row(p, od, oh);
-      for (int64_t ow = 0; ow < p.out[2]; ++ow, ++position) {
-        if (voids && is_void(p, {od, oh, ow})) {
-          for (int64_t c = c_begin; c < c_end; ++c) body(position * p.inner + c, int64_t{-1}, c);
-          continue;
-        }
-        const int64_t origin = row + p.window[2].first_input(ow);
-        for (int64_t c = c_begin; c < c_end; ++c) {
-          const int64_t output = position * p.inner + c;
-          body(output, origin + table.offset(places[output]), c);
-        }
-      }
-    }
-}
-
-// Splits [outer, channels] into pieces that one thread owns: body(outer, c_begin, c_end).
-template <class Body>
-WEFT_INLINE void parallel_planes(const PoolProblem& p, const Context& context, const Body& body) {
-  constexpr int64_t kChannels = 64;
-  const int64_t chunks = ceil_div(p.inner, kChannels);
-  const int64_t work = (p.in_positions() + p.out_positions()) * p.inner / chunks;
-  parallel_for(context, p.outer * chunks, 1 + 32768 / (work > 0 ? work : 1),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t item = begin; item < end; ++item) {
-                   const int64_t c = item % chunks * kChannels;
-                   body(item / chunks, c, c + kChannels < p.inner ? c + kChannels : p.inner);
-                 }
-               });
-}
-
 // Zeros that stay in the cache, where a few gradients are then put among them. memset, which the
 // compiler makes of such loops, writes runs of this size past it on some CPUs: each gradient then
 // waits for memory.
@@ -285,9 +202,14 @@ void max_place_gradients(const PoolProblem& p, const PlaceTable& table, const T*
             (hs.end - hs.begin) * row_elements * sizeof(T));
     const int64_t stride = p.window[2].stride;
     int64_t origin = window_row(p, od, oh) - p.window[2].padding;
-    for (int64_t j = index * n; j < (index + 1) * n; origin += stride)
-      for (int64_t c = 0; c < inner; ++c, ++j)
-        plane[(origin + table.offset(places[j])) * inner + c] = gy[j];
+    if (inner == 1) {
+      for (int64_t j = index * n; j < (index + 1) * n; ++j, origin += stride)
+        plane[origin + table.offsets()[places[j]]] = gy[j];
+    } else {
+      for (int64_t j = index * n; j < (index + 1) * n; origin += stride)
+        for (int64_t c = 0; c < inner; ++c, ++j)
+          plane[(origin + table.offsets()[places[j]]) * inner + c] = gy[j];
+    }
     if (++oh < p.out[1]) continue;
     oh = 0;
     if (++od < p.out[0]) continue;
@@ -296,43 +218,43 @@ void max_place_gradients(const PoolProblem& p, const PlaceTable& table, const T*
   }
 }
 
-// One plane and channels [c_begin, c_end), for large windows: adds each output's gradient at its
-// place, in order.
+// Adds the gradient of each output of a piece at its place, in order.
 template <class T, class Place>
 void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool voids, const T* gy,
-                           const Place* places, T* gx, int64_t outer, int64_t c_begin,
-                           int64_t c_end) {
+                           const Place* places, T* gx, const Piece& piece) {
   using A = accumulate_t<T>;
-  const int64_t width = c_end - c_begin;
-  const int64_t base = outer * p.in_positions();
+  const int64_t width = piece.width();
+  const int64_t base = piece.begin * p.in_positions();
+  const int64_t positions = (piece.end - piece.begin) * p.in_positions();
+  // [positions, width] of A.
+  const auto add_to = [&](A* sum) {
+    for_each_place(
+        p, table, voids, places, piece,
+        [&](int64_t output, int64_t position) {
+          return [to = sum + (position - base) * width - piece.c_begin, from = gy + output, width](
+                     int64_t k, int64_t i, int64_t c) { to[i * width + c] += widen(from[k]); };
+        },
+        [](int64_t) {});
+  };
   if constexpr (std::is_same_v<T, A>) {
     if (width == p.inner) {
-      clear(gx + base * width, p.in_positions() * width * sizeof(T));
-      for_each_place(p, table, voids, places, outer, c_begin, c_end,
-                     [&](int64_t output, int64_t position, int64_t c) {
-                       if (voids && position < 0) return;
-                       gx[position * width + c] += gy[output];
-                     });
-      return;
+      clear(gx + base * width, positions * width * sizeof(T));
+      return add_to(gx + base * width);
     }
   }
-  Scratch<A> sum(p.in_positions() * width);  // halves add up in float
-  fill_lanes(sum.data(), p.in_positions() * width, A{0});
-  for_each_place(p, table, voids, places, outer, c_begin, c_end,
-                 [&](int64_t output, int64_t position, int64_t c) {
-                   if (voids && position < 0) return;
-                   sum[(position - base) * width + c - c_begin] += widen(gy[output]);
-                 });
+  Scratch<A> sum(positions * width);  // halves add up in float
+  fill_lanes(sum.data(), positions * width, A{0});
+  add_to(sum.data());
   if (width == p.inner) {
-    T* out = gx + base * p.inner;
-    const int64_t n = p.in_positions() * width;
+    T* out = gx + base * width;
+    const int64_t n = positions * width;
     for (int64_t j = 0; j < n; j += kLanes<T>)
       store_row<SumOf<T>>(out, j, n, load_vec(sum.data() + j));
     return;
   }
-  for (int64_t i = 0; i < p.in_positions(); ++i)
+  for (int64_t i = 0; i < positions; ++i)
     for (int64_t c = 0; c < width; ++c)
-      gx[(base + i) * p.inner + c_begin + c] = narrow<T>(sum[i * width + c]);
+      gx[(base + i) * p.inner + piece.c_begin + c] = narrow<T>(sum[i * width + c]);
 }
 }  // namespace
 
@@ -362,8 +284,8 @@ void max_backward(const PoolProblem& p, const void* gy, const void* places, void
                               max_place_gradients(p, table, grad, kept, out, begin, end);
                             });
       }
-      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
-        max_scatter_gradients(p, table, voids, grad, kept, out, outer, c_begin, c_end);
+      parallel_pieces(p, context, [&](const Piece& piece) {
+        max_scatter_gradients(p, table, voids, grad, kept, out, piece);
       });
     });
   });
@@ -373,17 +295,21 @@ void max_pick(const PoolProblem& p, const void* x, const void* places, void* y,
               const Context& context) {
   const PlaceTable table(p);
   const bool voids = has_void_windows(p);
+  const int64_t inner = p.inner;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto* input_values = static_cast<const T*>(x);
+    const auto* input = static_cast<const T*>(x);
     auto* out = static_cast<T*>(y);
     dispatch_place(p, [&](auto place) {
       const auto* kept = static_cast<const decltype(place)*>(places);
-      parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
-        for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                       [&](int64_t output, int64_t position, int64_t c) {
-                         out[output] = position < 0 ? T{} : input_values[position * p.inner + c];
-                       });
+      parallel_pieces(p, context, [&](const Piece& piece) {
+        for_each_place(
+            p, table, voids, kept, piece,
+            [&](int64_t output, int64_t position) {
+              return [to = out + output, from = input + position * inner, inner](
+                         int64_t k, int64_t i, int64_t c) { to[k] = from[i * inner + c]; };
+            },
+            [&](int64_t output) { out[output] = T{}; });
       });
     });
   });
@@ -395,12 +321,15 @@ void max_indices(const PoolProblem& p, const void* places, int64_t* indices,
   const bool voids = has_void_windows(p);
   dispatch_place(p, [&](auto place) {
     const auto* kept = static_cast<const decltype(place)*>(places);
-    parallel_planes(p, context, [&](int64_t outer, int64_t c_begin, int64_t c_end) {
-      const int64_t base = outer * p.in_positions();
-      for_each_place(p, table, voids, kept, outer, c_begin, c_end,
-                     [&](int64_t output, int64_t position, int64_t) {
-                       indices[output] = position < 0 ? 0 : position - base;
-                     });
+    parallel_pieces(p, context, [&](const Piece& piece) {
+      for (int64_t outer = piece.begin; outer < piece.end; ++outer)
+        for_each_place(
+            p, table, voids, kept, {outer, outer + 1, piece.c_begin, piece.c_end},
+            [&](int64_t output, int64_t position) {
+              return [to = indices + output, first = position - outer * p.in_positions()](
+                         int64_t k, int64_t i, int64_t) { to[k] = first + i; };
+            },
+            [&](int64_t output) { indices[output] = 0; });
     });
   });
 }

@@ -79,8 +79,9 @@ void check_gradient(const PoolRequest& request, const Tensor& grad) {
 
 const char* cpu_path(const PoolProblem& p, PoolStep step) {
   const PoolProblem fixed = pool_with_fixed_windows(p);
-  const bool walks = step == PoolStep::max_pick || step == PoolStep::max_indices;
-  if (pool_transposes(p) && !walks) return "transposed";
+  const bool turns =
+      step != PoolStep::max_backward && step != PoolStep::max_pick && step != PoolStep::max_indices;
+  if (pool_transposes(p) && turns) return "transposed";
   switch (step) {
     case PoolStep::max_forward:
     case PoolStep::avg_forward:

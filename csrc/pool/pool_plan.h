@@ -169,28 +169,40 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
   return true;
 }
 
-// Whether gathering the gradients of the maximum is cheaper than `store_ns` per output, which is
-// put or added at its place. Times are of one core with vectors of 64 bytes. A gather costs a start
-// per input row; per output and window place a compare and an add, a vector at a time; and where
-// the phases of a stride are not merged by vectors, a step per input.
-WEFT_HD constexpr bool pool_gather_is_cheaper(const PoolProblem& p, int64_t store_ns) {
-  constexpr int64_t kRowNs = 40, kPlacesPerVectorNs = 2;
+// Of how many planes a table holds the windows' first positions, so that their outputs are one run;
+// 0 where rows are so long that what each of them costs does not matter.
+WEFT_HD constexpr int64_t pool_tabulated_planes(const PoolProblem& p) {
+  constexpr int64_t kShortRow = 64, kOutputs = 512, kMostOutputs = 4096, kLeastPlanes = 8;
+  const int64_t outputs = p.out_positions();
+  if (p.adaptive() || p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
+      outputs == 0 || outputs > kMostOutputs)
+    return 0;
+  return outputs < kOutputs ? kOutputs / outputs : 1;
+}
+
+// Whether gathering the gradients of the maximum is cheaper than storing each at its place, once
+// what it goes to is cleared. Times are of one core with vectors of 64 bytes, in tenths of a
+// nanosecond. A gather costs a start per input row; per output and window place a compare and an
+// add, a vector at a time; and per input a merge of the phases of a stride, by vectors if possible.
+WEFT_HD constexpr bool pool_gather_is_cheaper(const PoolProblem& p) {
+  constexpr int64_t kRow = 400, kCompare = 5, kMerge = 20, kMergeToMemory = 30, kMergeOne = 10;
+  constexpr int64_t kStore = 9;
   const int64_t lanes = p.dtype == DType::f64 ? 8 : 16;
   const int64_t rows = p.outer * p.in[0] * p.in[1];
   const int64_t stride = p.window[2].stride;
   const bool by_vectors = stride == 1 || p.inner >= lanes || (stride == 2 && p.inner == 1);
-  const int64_t places = p.window_elements();
-  const int64_t compares = p.out_elements() * places / (kPlacesPerVectorNs * lanes);
-  const int64_t merges = by_vectors ? 0 : p.in_elements();
-  return kRowNs * rows + compares + merges < store_ns * p.out_elements();
+  const int64_t compares = p.out_elements() * p.window_elements() * kCompare / lanes;
+  const int64_t merge = pool_streams(p.in_elements(), p) ? kMergeToMemory : kMerge;
+  const int64_t merges = p.in_elements() * (by_vectors ? merge : kMergeOne * lanes) / lanes;
+  return kRow * rows + compares + merges < kStore * p.out_elements();
 }
 
 // Backward of the maximum, of a problem as `pool_with_fixed_windows` leaves it.
 WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
   if (p.out_positions() == 0 || p.adaptive()) return PoolPath::add;
-  if (pool_windows_are_apart(p))
-    return pool_gather_is_cheaper(p, 1) ? PoolPath::gather : PoolPath::place;
-  return pool_gather_is_cheaper(p, 2) ? PoolPath::gather : PoolPath::add;
+  if (pool_gather_is_cheaper(p)) return PoolPath::gather;
+  const bool apart = pool_windows_are_apart(p) && pool_tabulated_planes(p) == 0;
+  return apart ? PoolPath::place : PoolPath::add;
 }
 
 // Backward of the average, likewise: the forward's walk with input and output exchanged.

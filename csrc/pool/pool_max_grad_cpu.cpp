@@ -226,35 +226,38 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
   const int64_t width = piece.width();
   const int64_t base = piece.begin * p.in_positions();
   const int64_t positions = (piece.end - piece.begin) * p.in_positions();
-  // [positions, width] of A.
-  const auto add_to = [&](A* sum) {
+  // `sum` holds the piece's channels of its positions, `pitch` elements apart.
+  const auto add_to = [&](auto* sum, int64_t pitch) {
     for_each_place(
         p, table, voids, places, piece,
         [&](int64_t output, int64_t position) {
-          return [to = sum + (position - base) * width - piece.c_begin, from = gy + output, width](
-                     int64_t k, int64_t i, int64_t c) { to[i * width + c] += widen(from[k]); };
+          return [to = sum + (position - base) * pitch - piece.c_begin, from = gy + output, pitch](
+                     int64_t k, int64_t i, int64_t c) {
+            if constexpr (std::is_same_v<decltype(sum), A*>) {
+              to[i * pitch + c] += widen(from[k]);
+            } else {
+              to[i * pitch + c] = from[k];
+            }
+          };
         },
         [](int64_t) {});
   };
-  if constexpr (std::is_same_v<T, A>) {
+  T* out = gx + base * p.inner + piece.c_begin;
+  if (std::is_same_v<T, A> || pool_windows_are_apart(p)) {
     if (width == p.inner) {
-      clear(gx + base * width, positions * width * sizeof(T));
-      return add_to(gx + base * width);
+      clear(out, positions * width * sizeof(T));
+    } else {
+      for (int64_t i = 0; i < positions; ++i) clear(out + i * p.inner, width * sizeof(T));
     }
+    return add_to(out, p.inner);
   }
-  Scratch<A> sum(positions * width);  // halves add up in float
+  Scratch<A> sum(positions * width);  // halves add up in float, where they meet
   fill_lanes(sum.data(), positions * width, A{0});
-  add_to(sum.data());
-  if (width == p.inner) {
-    T* out = gx + base * width;
-    const int64_t n = positions * width;
-    for (int64_t j = 0; j < n; j += kLanes<T>)
-      store_row<SumOf<T>>(out, j, n, load_vec(sum.data() + j));
-    return;
-  }
-  for (int64_t i = 0; i < positions; ++i)
-    for (int64_t c = 0; c < width; ++c)
-      gx[(base + i) * p.inner + piece.c_begin + c] = narrow<T>(sum[i * width + c]);
+  add_to(sum.data(), width);
+  const int64_t run = width == p.inner ? positions * width : width;
+  for (int64_t at = 0; at < positions * width; at += run, out += p.inner)
+    for (int64_t j = 0; j < run; j += kLanes<T>)
+      store_row<SumOf<T>>(out, j, run, load_vec(sum.data() + at + j));
 }
 }  // namespace
 

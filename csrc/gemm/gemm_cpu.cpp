@@ -24,17 +24,17 @@ constexpr int64_t kMostRows = 240;
 // Numbers of a row that are copied at once, and whose sums are made before they go to C.
 constexpr int64_t kDepth = 512;
 
-// The columns of B in panels of four vectors and, so that few lanes are left over, of three.
+// The columns of B in panels of nearly equal width, of four vectors at most, wide ones first.
 struct PanelCut {
-  int64_t panels, fours;
+  int64_t panels, width, wider;
 
-  explicit PanelCut(int64_t vectors) : panels(ceil_div(vectors, int64_t{4})) {
-    const int64_t lacking = 4 * panels - vectors;
-    fours = panels - (lacking < panels ? lacking : panels);
-  }
-  int vectors(int64_t panel) const { return panel < fours ? 4 : 3; }
+  explicit PanelCut(int64_t vectors)
+      : panels(ceil_div(vectors, int64_t{4})),
+        width(panels > 0 ? vectors / panels : 0),
+        wider(vectors - width * panels) {}
+  int vectors(int64_t panel) const { return static_cast<int>(width + (panel < wider ? 1 : 0)); }
   // The first vector of a panel.
-  int64_t first(int64_t panel) const { return panel < fours ? 4 * panel : 3 * panel + fours; }
+  int64_t first(int64_t panel) const { return width * panel + (panel < wider ? panel : wider); }
   int64_t all_vectors() const { return first(panels); }
 };
 
@@ -214,10 +214,19 @@ void packed_part(const PackedProblem& p, const T* a, const T* add, int64_t row, 
       panel.columns = p.n - column, panel.held = held;
       const Acc* terms = block_of(i, k, depth);
       const PackedBatch<Acc> batch = {from, 0, &terms, 1, 0, numbers};
-      if (cut.vectors(i) == 4) {
-        packed_batch<4, Format::kPairs, true>(batch, rows, TileOfC<T, C>{panel});
-      } else {
-        packed_batch<3, Format::kPairs, true>(batch, rows, TileOfC<T, C>{panel});
+      const TileOfC<T, C> tile = {panel};
+      switch (cut.vectors(i)) {
+        case 1:
+          packed_batch<1, Format::kPairs, true>(batch, rows, tile);
+          break;
+        case 2:
+          packed_batch<2, Format::kPairs, true>(batch, rows, tile);
+          break;
+        case 3:
+          packed_batch<3, Format::kPairs, true>(batch, rows, tile);
+          break;
+        default:
+          packed_batch<4, Format::kPairs, true>(batch, rows, tile);
       }
     }
   }

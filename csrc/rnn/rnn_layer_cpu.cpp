@@ -49,6 +49,7 @@ void launch_backward(const LayerProblem& p, const LayerBackward& t, const Contex
   dispatch_terms(p.dtype, [&](auto tag, auto term) {
     using T = typename decltype(tag)::type;
     using Term = typename decltype(term)::type;
+    if (p.hidden <= 2 * kLanes<T>) return layer_backward<2, T, Term, false>(p, t, context);
     if (fewer_lanes_with_three<T>(p.hidden))
       return layer_backward<3, T, Term, false>(p, t, context);
     layer_backward<4, T, Term, false>(p, t, context);

@@ -5,6 +5,7 @@
 #include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn_layer.h"
+#include "rnn/rnn_products.h"
 
 #include <optional>
 
@@ -62,8 +63,8 @@ struct Gradients {
   Pair input_products, products;  // of W_ih x and W_hh h before normalisation; without it the sums'
   Pair norm_ih, norm_hh;          // what each row adds to these gradients
   Pair projected, unprojected;    // the two factors of W_hr's gradient
-  Pair before;                    // the state before each step as the product sees it
-  Tensor taken;                   // which of the T * B rows have a step; undefined where all count
+  Stacked before, before_derivative;  // the state before each step as the product sees it
+  Tensor taken;  // which of the T * B rows have a step; undefined where all count
 };
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);
@@ -73,11 +74,13 @@ Tensor wide_product(const Tensor& input, const Tensor& w);
 
 // Products of the sums' gradients `of` [T, B, gates * H].
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih);
-Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor);
+std::array<Tensor, 2> weight_gradients(const Gradients& g, const Tensor& of, const Stacked& first,
+                                       const Stacked& second);
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Stacked& factor);
 // Of W_hh in whole: a GRU that resets before has two products. `of`, `before` and `kept` may be of
 // different planes.
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
-                              const Tensor& before, const Tensor& gates);
+                              const Stacked& before, const Tensor& gates);
 Tensor bias_gradient(const Gradients& g, const Tensor& of);
 Tensor peephole_gradient(const Arguments& a, const Tensor& of);
 

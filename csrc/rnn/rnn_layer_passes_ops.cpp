@@ -175,22 +175,23 @@ Tensor derivative_sums(const Arguments& a, const Tensor& taken) {
 }
 
 // The state before each step [T, B, S], as the product with W_hh sees it if `dropped`.
-Tensor states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
+Stacked states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
   const int64_t steps = output.size(0);
   const Tensor first =
       h0.defined() ? h0.unsqueeze(0) : at::zeros({1, a.p.batch, a.p.state()}, output.options());
-  Tensor before;
-  if (!a.p.reverse) {
-    before = at::cat({first, output.slice(0, 0, steps - 1)});
-  } else {
-    before = at::cat({output.slice(0, 1, steps), first});
-    if (a.lengths.defined()) {  // a row's last step is the first that it takes
-      const Tensor last = at::arange(steps, a.lengths.options()).unsqueeze(1).eq(a.lengths.sub(1));
-      before = at::where(last.unsqueeze(2), first, before);
-    }
+  const Stacked before = a.p.reverse ? Stacked{output.slice(0, 1, steps), first}
+                                     : Stacked{first, output.slice(0, 0, steps - 1)};
+  const bool ends_first = a.p.reverse && a.lengths.defined();
+  dropped = dropped && a.dropout.defined();
+  if (!ends_first && !a.resets.defined() && !dropped) return before;
+  Tensor whole = before.whole();
+  if (ends_first) {  // a row's last step is the first that it takes
+    const Tensor last = at::arange(steps, a.lengths.options()).unsqueeze(1).eq(a.lengths.sub(1));
+    whole = at::where(last.unsqueeze(2), first, whole);
   }
-  if (a.resets.defined()) before = before.masked_fill_(a.resets.unsqueeze(2), 0);
-  return dropped && a.dropout.defined() ? at::mul(before, a.dropout) : before;
+  if (a.resets.defined())
+    whole = at::where(a.resets.unsqueeze(2), at::zeros({}, whole.options()), whole);
+  return {dropped ? at::mul(whole, a.dropout) : whole, {}};
 }
 
 }  // namespace
@@ -413,16 +414,25 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
       *pair = empty_pair(a, {p.steps, p.batch, columns});
   }
   g.taken = taken_rows(a);
-  const auto before = [&](bool dropped) {
-    if (p.steps == 0) return Pair{};
-    Pair result = {states_before(a, kept.output.value, a.h0.value, dropped), {}};
-    if (p.dual)
-      result.derivative = states_before(a, kept.output.derivative, a.h0.derivative, dropped);
-    return result;
-  };
   Pair h_before;
-  if (p.is_gru()) h_before = before(false);
-  if (need_before) g.before = p.is_gru() && !a.dropout.defined() ? h_before : before(true);
+  if (p.steps > 0) {
+    const auto whole = [&](const Tensor& output, const Tensor& h0) {
+      return states_before(a, output, h0, false).whole();
+    };
+    const auto before = [&](const Tensor& whole, const Tensor& output, const Tensor& h0) {
+      return whole.defined() && !a.dropout.defined() ? Stacked{whole, {}}
+                                                     : states_before(a, output, h0, true);
+    };
+    const Tensor &output = kept.output.value, &derivative = kept.output.derivative;
+    if (p.is_gru()) {
+      h_before.value = whole(output, a.h0.value);
+      if (p.dual) h_before.derivative = whole(derivative, a.h0.derivative);
+    }
+    if (need_before) {
+      g.before = before(h_before.value, output, a.h0.value);
+      if (p.dual) g.before_derivative = before(h_before.derivative, derivative, a.h0.derivative);
+    }
+  }
   if (p.projection > 0) {
     g.projected = empty_pair(a, {p.steps, p.batch, p.projection});
     g.unprojected = empty_pair(a, {p.steps, p.batch, p.hidden});
@@ -472,28 +482,45 @@ Tensor wide_product(const Tensor& input, const Tensor& w) {
 
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
   const int64_t rows = of.size(0) * of.size(1);
-  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), false, w_ih);
+  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), w_ih);
   const std::array<int64_t, 3> sizes = {of.size(0), of.size(1), w_ih.size(1)};
   if (!g.taken.defined()) return found.view(sizes);
   Tensor whole = at::zeros({rows, w_ih.size(1)}, of.options());
   return whole.index_copy_(0, g.taken, found).view(sizes);
 }
 
-Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor) {
-  const int64_t rows = of.size(0) * of.size(1);
-  const Tensor left = gather(of.view({rows, of.size(2)}), g.taken);
-  if (left.size(0) == 0) return at::zeros({of.size(2), factor.size(-1)}, of.options());
-  const Tensor right = factor.contiguous().view({rows, factor.size(-1)});
-  return packed_product(left, true, gather(right, g.taken));
+std::array<Tensor, 2> weight_gradients(const Gradients& g, const Tensor& of, const Stacked& first,
+                                       const Stacked& second) {
+  const Tensor left = gather(of.view({of.size(0) * of.size(1), of.size(2)}), g.taken);
+  const auto factor = [&](const Stacked& steps) {
+    const auto rows = [](const Tensor& t) {
+      return t.defined() && t.numel() > 0 ? t.contiguous().view({t.size(0) * t.size(1), t.size(2)})
+                                          : Tensor();
+    };
+    if (!steps.head.defined()) return Stacked{};
+    if (g.taken.defined()) return Stacked{gather(rows(steps.whole()), g.taken), {}};
+    const Stacked found = {rows(steps.head), rows(steps.tail)};
+    return found.head.defined() ? found : Stacked{found.tail, {}};
+  };
+  if (left.size(0) > 0) return weight_gradients(left, factor(first), factor(second));
+  const auto zeros = [&](const Stacked& steps) {
+    return steps.head.defined() ? at::zeros({of.size(2), steps.head.size(-1)}, of.options())
+                                : Tensor();
+  };
+  return {zeros(first), zeros(second)};
+}
+
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Stacked& factor) {
+  return weight_gradients(g, of, factor, {})[0];
 }
 
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
-                              const Tensor& before, const Tensor& gates) {
+                              const Stacked& before, const Tensor& gates) {
   if (a.p.cell != LayerCell::gru_reset_before) return weight_gradient(g, of, before);
   const int64_t hidden = a.p.hidden;
-  const Tensor reset = at::mul(gates.narrow(2, 0, hidden), before);
-  return at::cat({weight_gradient(g, of.narrow(2, 0, 2 * hidden).contiguous(), before),
-                  weight_gradient(g, of.narrow(2, 2 * hidden, hidden).contiguous(), reset)});
+  const Tensor reset = at::mul(gates.narrow(2, 0, hidden), before.whole());
+  return at::cat({weight_gradient(g, of.narrow(2, 0, 2 * hidden), before),
+                  weight_gradient(g, of.narrow(2, 2 * hidden, hidden), {reset, {}})});
 }
 
 Tensor bias_gradient(const Gradients& g, const Tensor& of) {

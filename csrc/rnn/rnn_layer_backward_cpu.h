@@ -175,7 +175,7 @@ __attribute__((noinline)) void normalise_back(const BackwardOperands<T, Term>& o
     normalise_block_back<M, T>(part<T>(o.hidden_sums(), whole + column),
                                part<T>(o.t.products, whole + column), part<T>(o.t.norm, column),
                                o.p.hidden, shifted<T>(o.t.grad_products, whole + column),
-                               shifted<T>(o.t.grad_norm, whole + column));
+                               shifted<accumulate_t<T>>(o.t.grad_norm, row * width + column));
     if constexpr (!BackwardOperands<T, Term>::kWide) {
       each_vector<T>(time, row, false, column, column + o.p.hidden, [&](const At& at) {
         o.template store_fed<M>(at, at.unit,

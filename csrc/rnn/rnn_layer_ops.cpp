@@ -101,13 +101,13 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
         if (one_sum && of_bias.defined()) return of_bias.clone();
         return bias_gradient(g, g.hidden_sums.value);
       case 7:
-        return peephole_gradient(a, g.peephole.value);
+        return wide_gradient(a, g.peephole.value);
       case 8:
         return weight_gradient(g, g.projected.value, {g.unprojected.value, {}});
       case 9:
-        return bias_gradient(g, g.norm_ih.value);
+        return norm_gradient(a, g, g.norm_ih.value);
       default:
-        return bias_gradient(g, g.norm_hh.value);
+        return norm_gradient(a, g, g.norm_hh.value);
     }
   });
 }
@@ -211,11 +211,11 @@ Tensors14 rnn_layer_double_backward(
       case 9:
         return bias_gradient(g, g.hidden_sums.derivative);
       case 10:
-        return peephole_gradient(a, g.peephole.derivative);
+        return wide_gradient(a, g.peephole.derivative);
       case 12:
-        return bias_gradient(g, g.norm_ih.derivative);
+        return norm_gradient(a, g, g.norm_ih.derivative);
       case 13:
-        return bias_gradient(g, g.norm_hh.derivative);
+        return norm_gradient(a, g, g.norm_hh.derivative);
       default:
         return of_weight(g.projected, g.unprojected, a.w_hr.value);
     }

@@ -61,8 +61,10 @@ void check_seeds(const Arguments& a, const Seeds& seeds);
 struct Gradients {
   Pair sums, hidden_sums, h, c, peephole;
   Pair input_products, products;  // of W_ih x and W_hh h before normalisation; without it the sums'
-  Pair norm_ih, norm_hh;          // what each row adds to these gradients
-  Pair projected, unprojected;    // the two factors of W_hr's gradient
+  // What is added to these gradients: by each row [T, B, gates * H], or by some together [n, gates
+  // * H], in the accumulation type.
+  Pair norm_ih, norm_hh;
+  Pair projected, unprojected;        // the two factors of W_hr's gradient
   Stacked before, before_derivative;  // the state before each step as the product sees it
   Tensor taken;  // which of the T * B rows have a step; undefined where all count
 };
@@ -82,6 +84,8 @@ Tensor weight_gradient(const Gradients& g, const Tensor& of, const Stacked& fact
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
                               const Stacked& before, const Tensor& gates);
 Tensor bias_gradient(const Gradients& g, const Tensor& of);
-Tensor peephole_gradient(const Arguments& a, const Tensor& of);
+// Of rows [n, columns] in the accumulation type.
+Tensor wide_gradient(const Arguments& a, const Tensor& of);
+Tensor norm_gradient(const Arguments& a, const Gradients& g, const Tensor& of);
 
 }  // namespace weft::layer

@@ -22,6 +22,9 @@ namespace weft::layer {
 
 static const char* const kOp = "rnn_layer";
 
+// Rows of the input's products whose gradients of the scale are added up before they are stored.
+constexpr int64_t kNormRun = 64;
+
 // ---- checks ------------------------------------------------------------------------------------
 
 LayerCell cell_of(c10::string_view name) {
@@ -410,10 +413,19 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   g.input_products = g.sums, g.products = g.hidden_sums;
   const bool normalised = a.norm_hh.value.defined();
   if (normalised) {
-    for (Pair* pair : {&g.input_products, &g.products, &g.norm_ih, &g.norm_hh})
+    for (Pair* pair : {&g.input_products, &g.products})
       *pair = empty_pair(a, {p.steps, p.batch, columns});
   }
   g.taken = taken_rows(a);
+  const bool by_rows = !on_cpu_kernels(reference(a)) || g.taken.defined();
+  if (normalised) {
+    const auto dtype = on_cpu_kernels(reference(a)) ? wide : reference(a).scalar_type();
+    const std::array<int64_t, 3> whole = {p.steps, p.batch, columns};
+    g.norm_ih = by_rows ? empty_pair(a, whole, dtype)
+                        : empty_pair(a, {ceil_div(p.steps * p.batch, kNormRun), columns}, dtype);
+    g.norm_hh =
+        on_cpu_kernels(reference(a)) ? seed({}, {p.batch, columns}) : empty_pair(a, whole, dtype);
+  }
   Pair h_before;
   if (p.steps > 0) {
     const auto whole = [&](const Tensor& output, const Tensor& h0) {
@@ -469,6 +481,7 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
     n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
     n.scale = numbers(a.norm_ih);
     n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
+    n.run = by_rows ? 1 : kNormRun;
     if (!normalise_planned(p, false)) kernels.normalise_backward(p, n, context_for(reference(a)));
   }
   return g;
@@ -528,10 +541,15 @@ Tensor bias_gradient(const Gradients& g, const Tensor& of) {
   return rows.size(0) == 0 ? at::zeros({of.size(2)}, of.options()) : column_sums(rows);
 }
 
-Tensor peephole_gradient(const Arguments& a, const Tensor& of) {
+Tensor wide_gradient(const Arguments& a, const Tensor& of) {
   const auto dtype = reference(a).scalar_type();
   if (of.size(0) == 0) return at::zeros({of.size(1)}, of.options().dtype(dtype));
   return column_sums(of).to(dtype);
+}
+
+Tensor norm_gradient(const Arguments& a, const Gradients& g, const Tensor& of) {
+  if (of.dim() == 2) return wide_gradient(a, of);
+  return bias_gradient(g, of).to(reference(a).scalar_type());
 }
 
 }  // namespace weft::layer

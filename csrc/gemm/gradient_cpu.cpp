@@ -23,6 +23,7 @@ constexpr int64_t kGrain = 1 << 18;
 
 // A strip's numbers, so many that no two strips begin at the same place of a page.
 constexpr int64_t kStripSize = kStrip * kDepth + 16;
+static_assert(kDepth == kGradientRows && kStripSize <= kStrip * (kDepth + 16));
 
 // Terms [0, k) of a panel's columns, of which there are `count`; rows of B are `stride` apart.
 template <class Format, class T>
@@ -36,24 +37,28 @@ void pack_panel(const T* b, int64_t stride, int64_t count, int64_t k, int vector
                 Format::load_row(b + column, stride, i * Format::kTerms, k, count - column));
 }
 
-// Terms [0, k) of strips of rows of the transposed A; `rows` of them in all.
+// Terms [0, k) of strips of rows of the transposed A; `rows` of them in all. Some terms of a strip
+// at once: every strip is in another page.
 template <class Format, class T>
 void copy_strips(const T* a, int64_t stride, int64_t rows, int64_t k, accumulate_t<T>* out) {
-  for (int64_t i = 0; i * Format::kTerms < k; ++i) {
-    accumulate_t<T>* to = out + i * kStrip;
-    for (int64_t row = 0; row < rows; row += kStrip, to += kStripSize) {
-      const int64_t left = rows - row;
-      const int count = left < kStrip ? static_cast<int>(left) : kStrip;
-      if constexpr (std::is_same_v<T, accumulate_t<T>>) {
-        const T* from = a + i * stride + row;
-        if (count == kStrip) {
-          memcpy(to, from, kStrip * sizeof(T));
+  constexpr int64_t kAtOnce = 8;
+  const int64_t numbers = ceil_div(k, Format::kTerms);
+  for (int64_t first = 0; first < numbers; first += kAtOnce) {
+    const int64_t last = first + kAtOnce < numbers ? first + kAtOnce : numbers;
+    for (int64_t row = 0; row < rows; row += kStrip) {
+      accumulate_t<T>* to = out + row / kStrip * kStripSize + first * kStrip;
+      const int count = rows - row < kStrip ? static_cast<int>(rows - row) : kStrip;
+      for (int64_t i = first; i < last; ++i, to += kStrip) {
+        if constexpr (std::is_same_v<T, accumulate_t<T>>) {
+          const T* from = a + i * stride + row;
+          if (count == kStrip) {
+            memcpy(to, from, kStrip * sizeof(T));
+          } else {
+            for (int r = 0; r < count; ++r) to[r] = from[r];
+          }
         } else {
-          for (int r = 0; r < count; ++r) to[r] = from[r];
+          store_part(to, Format::load_row(a + row, stride, i * Format::kTerms, k, count), count);
         }
-      } else {
-        const auto found = Format::load_row(a + row, stride, i * Format::kTerms, k, count);
-        store_part(to, found, count);
       }
     }
   }
@@ -109,7 +114,7 @@ WEFT_INLINE void strip_tile_of(int vectors, int rows, const Acc* a, const Acc* p
 
 template <class Format, class T>
 void gradients(const GradientProblem& p, const T* a, const GradientFactor (&factors)[2],
-               const Context& context) {
+               accumulate_t<T>* work, const Context& context) {
   using Acc = accumulate_t<T>;
   constexpr int64_t kLane = kLanes<T>, kBlock = kDepth * Format::kTerms;
   constexpr bool kInPlace = std::is_same_v<T, Acc>;  // sums wait in C itself
@@ -118,19 +123,21 @@ void gradients(const GradientProblem& p, const T* a, const GradientFactor (&fact
   const int64_t vectors = cuts[0].all_vectors() + cuts[1].all_vectors();
   const int64_t panels = cuts[0].panels + cuts[1].panels, strips = ceil_div(p.m, int64_t{kStrip});
   const int64_t numbers = p.k < kBlock ? ceil_div(p.k, Format::kTerms) : kDepth;
-  Scratch<Acc> packed(2 * vectors * kLane * numbers), copied(strips * kStripSize);
-  Scratch<Acc> waiting(!kInPlace && p.k > kBlock ? p.m * vectors * kLane : 0);
+  const int64_t block_size = vectors * kLane * numbers;
+  Acc* const packed = work;  // two blocks
+  Acc* const copied = packed + 2 * block_size;
+  Acc* const waiting = copied + strips * kStripSize;  // of half types
   const int64_t columns = factors[0].n + factors[1].n;
   const int64_t worth = p.m * columns * p.k / kGrain;
   parallel_team(context, worth < strips ? worth : strips, [&](const Team& team) {
     const int64_t first = team.begin(strips) * kStrip;
     const int64_t last = team.end(strips) * kStrip, rows = (last < p.m ? last : p.m) - first;
-    Acc* own = copied.data() + team.begin(strips) * kStripSize;
+    Acc* own = copied + team.begin(strips) * kStripSize;
     alignas(kVectorBytes) Acc held[kTileAccumulators * kLane];
     for (int64_t k = 0; k < p.k; k += kBlock) {
       const int64_t depth = p.k - k < kBlock ? p.k - k : kBlock;
       // Of two buffers, the other one is still read by those who are behind.
-      Acc* block = packed.data() + k / kBlock % 2 * vectors * kLane * numbers;
+      Acc* block = packed + k / kBlock % 2 * block_size;
       const auto factor_of = [&](int64_t panel) { return panel < cuts[0].panels ? 0 : 1; };
       const auto place_of = [&](int64_t panel) {
         const int f = factor_of(panel);
@@ -168,8 +175,8 @@ void gradients(const GradientProblem& p, const T* a, const GradientFactor (&fact
           panel.waiting = panel.out, panel.waiting_row = factor.n;
         } else {
           panel.waiting_row = vectors * kLane;
-          panel.waiting = waiting.data() + first * panel.waiting_row +
-                          f * cuts[0].all_vectors() * kLane + column;
+          panel.waiting =
+              waiting + first * panel.waiting_row + f * cuts[0].all_vectors() * kLane + column;
         }
         panel.begun = k > 0, panel.complete = k + kBlock >= p.k;
         panel.runs = ceil_div(terms, run_length(terms));
@@ -188,16 +195,17 @@ void gradients(const GradientProblem& p, const T* a, const GradientFactor (&fact
 }  // namespace
 
 void weight_gradients(const GradientProblem& p, const void* a, const GradientFactor (&factors)[2],
-                      const Context& context) {
+                      void* work, const Context& context) {
   if (p.m == 0) return;
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto* of = static_cast<const T*>(a);
+    auto* room = static_cast<accumulate_t<T>*>(work);
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, bf16>)
-      if (has_pairs()) return gradients<Paired>(p, of, factors, context);
+      if (has_pairs()) return gradients<Paired>(p, of, factors, room, context);
 #endif
-    gradients<Widened>(p, of, factors, context);
+    gradients<Widened>(p, of, factors, room, context);
   });
 }
 

@@ -6,6 +6,6 @@
 namespace weft::WEFT_TARGET {
 
 void weight_gradients(const GradientProblem& p, const void* a, const GradientFactor (&factors)[2],
-                      const Context& context);
+                      void* work, const Context& context);
 
 }  // namespace weft::WEFT_TARGET

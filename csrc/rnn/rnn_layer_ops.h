@@ -14,7 +14,7 @@ namespace weft::layer {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// // The cell of that name; throws where there is none.
+// The cell of that name; throws where there is none.
 LayerCell cell_of(c10::string_view name);
 
 // A tensor and, in dual numbers, its derivative; either may be undefined.

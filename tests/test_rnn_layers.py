@@ -219,6 +219,38 @@ def test_chunks_equal_one_long_run(cell: str, backend: str, device: torch.device
         torch.testing.assert_close(list(state), final, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+def test_weight_gradients_over_many_rows_are_exact(
+    target: str, reverse: bool, dtype: torch.dtype
+) -> None:
+    """Small integers and no hidden weights; the first state's rows end within a block of terms."""
+    for steps, batch, inputs, hidden in [(300, 5, 20, 7), (3, 500, 33, 70), (3, 350, 65, 2)]:
+        x, h0, w, grad = (
+            torch.randint(-1, 2, s).double()
+            for s in [
+                (steps, batch, inputs),
+                (batch, hidden),
+                (hidden, inputs),
+                (steps, batch, hidden),
+            ]
+        )
+        w_ih, w_hh = w.to(dtype).requires_grad_(), torch.zeros(hidden, hidden, dtype=dtype)
+        w_hh.requires_grad_()
+        with weft.testing.cpu_target(target):
+            low = [t.to(dtype) for t in (x, h0)]
+            found, _ = rnn_layer("rnn_relu", low[0], (low[1],), w_ih, w_hh, reverse=reverse)
+            found.backward(grad.to(dtype))
+        sums = x @ w.t()
+        of_sums, h, first = grad * (sums > 0), sums.relu(), h0.unsqueeze(0)
+        before = torch.cat([h[1:], first] if reverse else [first, h[:-1]])
+        for weight, factor in ((w_ih, x), (w_hh, before)):
+            expected = torch.einsum("tbh,tbi->hi", of_sums, factor)
+            assert weight.grad is not None
+            assert torch.equal(weight.grad, expected.to(dtype))
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_long_sequences_stay_accurate(cell: str) -> None:
     arguments = problem(cell, (2000, 1, 3, 8), torch.float32, grad=False)

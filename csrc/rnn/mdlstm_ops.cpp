@@ -132,7 +132,7 @@ Tensor neighbours(const Tensor& states, int64_t axis) {
 }
 
 Tensor weight_product(const Tensor& sums, const Tensor& factor) {
-  return weight_gradient({}, as_steps(sums), as_steps(factor));
+  return weight_gradient({}, as_steps(sums), {as_steps(factor), {}});
 }
 Tensor input_product(const Tensor& sums, const Tensor& w, const Tensor& like) {
   return input_gradient({}, as_steps(sums), w).view(like.sizes());

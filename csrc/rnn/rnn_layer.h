@@ -137,16 +137,18 @@ struct LayerBackward {
   NumbersOut grad_sums;         // [T, B, gates * H]: of W_ih x + b_ih, normalised
   NumbersOut grad_hidden_sums;  // the same of W_hh h + b_hh; GRU only, elsewhere they are equal
   NumbersOut grad_products;     // the same of W_hh h before normalisation
-  NumbersOut grad_norm;         // the same: what each row adds to the gradient of `norm`
-  NumbersOut grad_h;            // wide [B, S]: in, of the last state; out, of the first
-  NumbersOut grad_c;            // the same of c, [B, H]; cells with c only
-  NumbersOut grad_peephole;     // wide [B, 3, H]: in, zeros; out, the sum over the steps
-  NumbersOut grad_projected;    // [T, B, P]: of W_hr's product; with a projection only
-  NumbersOut unprojected;       // [T, B, H]: its other factor, o tanh(c)
-  NumbersOut direct;            // wide [B, S]; work memory of CUDA targets
-  NumbersOut inner;             // wide [B, H]; the same, with an inner product only
-  NumbersOut partial;           // wide [4, B, gates * H]; the same, if normalised
-  void* flags = nullptr;        // int32 [kSequenceFlags]; the same
+  // What is added to the gradient of `norm`: by each row, [T, B, gates * H]; on CPU targets
+  // wide [B, gates * H]: in, zeros; out, the sum over the steps.
+  NumbersOut grad_norm;
+  NumbersOut grad_h;          // wide [B, S]: in, of the last state; out, of the first
+  NumbersOut grad_c;          // the same of c, [B, H]; cells with c only
+  NumbersOut grad_peephole;   // wide [B, 3, H]: in, zeros; out, the sum over the steps
+  NumbersOut grad_projected;  // [T, B, P]: of W_hr's product; with a projection only
+  NumbersOut unprojected;     // [T, B, H]: its other factor, o tanh(c)
+  NumbersOut direct;          // wide [B, S]; work memory of CUDA targets
+  NumbersOut inner;           // wide [B, H]; the same, with an inner product only
+  NumbersOut partial;         // wide [4, B, gates * H]; the same, if normalised
+  void* flags = nullptr;      // int32 [kSequenceFlags]; the same
 };
 
 // Rows of `gates` blocks of H numbers; of each row the blocks [first, end).
@@ -167,7 +169,10 @@ struct NormBackward {
   Numbers products;
   Numbers scale;  // [gates * H]
   NumbersOut grad_products;
-  NumbersOut grad_scale;  // what each row adds to the gradient of `scale`
+  // What each run of rows adds to the gradient of `scale`, [ceil(rows / run), gates * H]; wide on
+  // CPU targets. On others a run is one row.
+  NumbersOut grad_scale;
+  int64_t run = 1;
 };
 
 struct LayerKernels {

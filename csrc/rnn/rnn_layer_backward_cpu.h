@@ -125,9 +125,10 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T, Term>& o, con
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
   const int64_t hidden = o.p.hidden;
-  BackwardArguments<N> s = {};
+  BackwardArguments<N> s;  // each cell reads its own
   N zoned_h = {}, zoned_c = {};
   s.grad_h = o.p.projection > 0 ? grad : state_gradient<M>(o, at, zoned_h);
+#pragma GCC unroll 4
   for (int i = 0; i < Cell::kKept; ++i) s.kept[i] = o.template kept<M>(at, Cell::kKept, i);
   if constexpr (Cell::kHasCell) {
     s.c = o.template c_before<M>(at);
@@ -147,6 +148,7 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T, Term>& o, con
       s.peephole[i] = load_number<M, T>(o.t.peephole, i * hidden + at.unit, at.count);
   }
   const BackwardResults<N> r = Cell::template backward<M>(s);
+#pragma GCC unroll 4
   for (int g = 0; g < Cell::kGates; ++g)
     o.template store_sum<M>(at, g, r.x[g], Cell::kTwoSums ? r.q[g] : r.x[g]);
   if (o.p.projection == 0)
@@ -175,7 +177,7 @@ __attribute__((noinline)) void normalise_back(const BackwardOperands<T, Term>& o
     normalise_block_back<M, T>(part<T>(o.hidden_sums(), whole + column),
                                part<T>(o.t.products, whole + column), part<T>(o.t.norm, column),
                                o.p.hidden, shifted<T>(o.t.grad_products, whole + column),
-                               shifted<T>(o.t.grad_norm, whole + column));
+                               shifted<accumulate_t<T>>(o.t.grad_norm, row * width + column));
     if constexpr (!BackwardOperands<T, Term>::kWide) {
       each_vector<T>(time, row, false, column, column + o.p.hidden, [&](const At& at) {
         o.template store_fed<M>(at, at.unit,

@@ -5,7 +5,7 @@
 // multiplies the whole state with its own panels, finishes its units' gates while their sums are in
 // the cache, and writes its part of the next state into the other of two buffers.
 //
-// Backward: the panels are those of W_hh itself, three or four vectors of units. A thread makes the
+// Backward: the panels are those of W_hh itself, two to four vectors of units. A thread makes the
 // gradients of the gates of its own units, meets the others, and multiplies all gates' gradients
 // with its panels, which gives the gradient of its own units one step before.
 //
@@ -13,7 +13,7 @@
 // its factor goes through a buffer, and the step has one barrier more.
 //
 // Normalisation needs the whole of a row's products: these go through a buffer, the threads meet,
-// and each finishes some of the rows.
+// and each finishes some of the rows, all gates of those that fit into the cache together.
 //
 // Where the weights stay in a core's own cache and there are rows enough, threads share the rows
 // instead (`layer_split`): each goes through all steps on its own, and none waits for another.
@@ -27,7 +27,7 @@
 // h left until the cells of some rows are done: shorter chains of operations overlap more.
 // Lost: masked loads in place of a branch between whole and partial vectors (Zen 5: a fifth slower
 // where the sums come from memory), and a copy of the step for whole vectors alone (no faster);
-// prefetching the panels.
+// prefetching the panels, or in backward what forward kept.
 #include "rnn/rnn_layer_backward_cpu.h"
 #include "rnn/rnn_layer_forward_cpu.h"
 
@@ -49,6 +49,7 @@ void launch_backward(const LayerProblem& p, const LayerBackward& t, const Contex
   dispatch_terms(p.dtype, [&](auto tag, auto term) {
     using T = typename decltype(tag)::type;
     using Term = typename decltype(term)::type;
+    if (p.hidden <= 2 * kLanes<T>) return layer_backward<2, T, Term, false>(p, t, context);
     if (fewer_lanes_with_three<T>(p.hidden))
       return layer_backward<3, T, Term, false>(p, t, context);
     layer_backward<4, T, Term, false>(p, t, context);

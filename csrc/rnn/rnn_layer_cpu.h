@@ -189,6 +189,8 @@ struct Rows {
   int64_t fed = 0, active = 0;
 
   Rows(int64_t begin, int64_t end) : first(begin), count(end - begin), order(end - begin) {}
+  // Where work memory holds what belongs to the row at `place` of `order`.
+  int64_t slot(const int64_t* place) const { return first + (place - order.data()); }
   void at_time(int64_t time, int64_t batch, const LayerMasks& masks) {
     const bool* resets = masks.resets ? masks.resets + time * batch : nullptr;
     const auto ended = [&](int64_t row) { return masks.lengths && time >= masks.lengths[row]; };

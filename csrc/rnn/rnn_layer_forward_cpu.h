@@ -15,7 +15,7 @@ struct ForwardOperands {
   NumbersOut c;       // [B, H]
   NumbersOut inner;   // terms [B, H]: what an inner product sees
   NumbersOut update;  // [B, H]: z of a GRU that resets before
-  NumbersOut sums;    // [B, gates * H]: the state's products, if they are normalised
+  NumbersOut sums;    // [B, gates * H]: the state's products, if they are normalised, by slots
   int next;           // which of the two the step in hand writes
 
   int64_t cell(const At& at) const { return at.row * p.hidden + at.unit; }
@@ -25,8 +25,9 @@ struct ForwardOperands {
   int64_t whole(const At& at, int64_t width) const {
     return (at.time * p.batch + at.row) * width + at.unit;
   }
-  int64_t sum(const At& at, int gate) const {
-    return (at.row * p.gates() + gate) * p.hidden + at.unit;
+  // The sums of the row that is the slot-th to take the step.
+  int64_t sum(int64_t slot, int64_t unit, int gate) const {
+    return (slot * p.gates() + gate) * p.hidden + unit;
   }
 };
 
@@ -199,21 +200,34 @@ __attribute__((noinline)) void skip_cell(const ForwardOperands<T, Term>& o, cons
 // The blocks [first, end) of one row's products, complete; a fresh row has none.
 template <class M, class T, class Term>
 __attribute__((noinline)) void normalise_products(const ForwardOperands<T, Term>& o, int64_t time,
-                                                  int64_t row, bool fresh, int first, int end) {
+                                                  int64_t row, int64_t slot, bool fresh, int first,
+                                                  int end) {
   using Acc = accumulate_t<T>;
-  const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
   for (int gate = first; gate < end; ++gate) {
-    const int64_t column = gate * o.p.hidden;
-    each_vector<T>(time, row, fresh, column, column + o.p.hidden, [&](const At& at) {
-      if (fresh)
-        store_number<M, Acc>(o.sums, row * width + at.unit, typename M::Number{}, at.count);
-      if (o.t.products.value)
-        store_number<M, T>(o.t.products, whole + at.unit,
-                           load_number<M, Acc>(o.sums, row * width + at.unit, at.count), at.count);
-    });
-    const Numbers sums = part<Acc>(o.sums, row * width + column);
-    normalise_block<M, T>(sums, part<T>(o.t.norm, column), o.p.hidden,
-                          shifted<Acc>(o.sums, row * width + column));
+    const NumbersOut sums = shifted<Acc>(o.sums, o.sum(slot, 0, gate));
+    if (fresh)
+      each_part<T>(o.p.hidden, [&](int64_t unit, int count) {
+        store_number<M, Acc>(sums, unit, typename M::Number{}, count);
+      });
+    const int64_t whole = ((time * o.p.batch + row) * o.p.gates() + gate) * o.p.hidden;
+    normalise_block<M, T>(sums, part<T>(o.t.norm, gate * o.p.hidden), o.p.hidden, sums,
+                          shifted<T>(o.t.products, whole));
+  }
+}
+
+// The same of a thread's share of the rows, all steps of which then `take(slot, count, fresh)`;
+// some rows at a time, while their sums are in the cache.
+template <class M, class T, class Term, class Take>
+WEFT_INLINE void normalise_and_take(const ForwardOperands<T, Term>& o, const Rows& rows,
+                                    const Team& team, int64_t time, int first, int end,
+                                    const Take& take) {
+  const int64_t last = team.end(rows.active);
+  for (int64_t i = team.begin(rows.active); i < last;) {
+    const bool fresh = i >= rows.fed;
+    const int64_t most = fresh ? last : rows.fed < last ? rows.fed : last, begin = i;
+    for (; i < most && i < begin + kRowBlock; ++i)
+      normalise_products<M>(o, time, rows.order[i], rows.first + i, fresh, first, end);
+    take(begin, i - begin, fresh);
   }
 }
 
@@ -290,21 +304,22 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
               const RowSums<Acc>& found) __attribute__((always_inline)) {
             if (!normalised)
               return take_step<Cell, M>(o, some, row_count, At{time, 0, unit, count}, found);
+            const int64_t slot = rows.slot(some);
             for (int64_t i = 0; i < row_count; ++i)
               for (int g = 0; g < kGates; ++g)
-                store_number<M, Acc>(o.sums, o.sum(At{time, some[i], unit, count}, g),
+                store_number<M, Acc>(o.sums, o.sum(slot + i, unit, g),
                                      found.template get<M>(i, g, count), count);
           });
       if (normalised) {  // whole rows are needed: a thread takes some of them
         team.barrier();
-        for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
-          const int64_t row = rows.order[i];
-          const bool fresh = i >= rows.fed;
-          normalise_products<M>(o, time, row, fresh, 0, kGates);
-          each_vector<T>(time, row, fresh, 0, hidden, [&](const At& at) {
-            take_step<Cell, M>(o, &row, 1, at, {part<Acc>(o.sums, o.sum(at, 0)), 0, hidden});
-          });
-        }
+        normalise_and_take<M>(
+            o, rows, team, time, 0, kGates, [&](int64_t first, int64_t row_count, bool fresh) {
+              each_vector<T>(time, 0, fresh, 0, hidden, [&](const At& at) {
+                const Numbers found = part<Acc>(o.sums, o.sum(rows.first + first, at.unit, 0));
+                take_step<Cell, M>(o, rows.order.data() + first, row_count, at,
+                                   {found, Cell::kGates * hidden, hidden});
+              });
+            });
       } else if (rows.fed < rows.active) {
         each_vector<T>(time, 0, true, own.first_unit, own.last_unit, [&](const At& at) {
           take_step<Cell, M>(o, rows.order.data() + rows.fed, rows.active - rows.fed, at, {});
@@ -323,19 +338,21 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                         if (!Cell::kResetBefore || !normalised) {
                           finish_step<Cell, M>(o, at, sum);
                         } else {
-                          store_number<M, Acc>(o.sums, o.sum(at, 2), sum, count);
+                          store_number<M, Acc>(o.sums, o.sum(rows.slot(some) + i, unit, 2), sum,
+                                               count);
                         }
                       }
                     });
         if (Cell::kResetBefore && normalised) {
           team.barrier();
-          for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i) {
-            const int64_t row = rows.order[i];
-            normalise_products<M>(o, time, row, i >= rows.fed, 2, 3);
-            each_vector<T>(time, row, i >= rows.fed, 0, hidden, [&](const At& at) {
-              finish_step<Cell, M>(o, at, load_number<M, Acc>(o.sums, o.sum(at, 2), at.count));
-            });
-          }
+          normalise_and_take<M>(
+              o, rows, team, time, 2, 3, [&](int64_t first, int64_t row_count, bool fresh) {
+                for (int64_t i = first; i < first + row_count; ++i)
+                  each_vector<T>(time, rows.order[i], fresh, 0, hidden, [&](const At& at) {
+                    const int64_t place = o.sum(rows.first + i, at.unit, 2);
+                    finish_step<Cell, M>(o, at, load_number<M, Acc>(o.sums, place, at.count));
+                  });
+              });
         }
       }
       for (int64_t i = rows.active; i < rows.count; ++i) {

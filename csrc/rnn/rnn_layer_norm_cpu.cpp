@@ -17,13 +17,13 @@ void dispatch(const LayerProblem& p, const Body& body) {
   dispatch_dtype(p.dtype, [&](auto tag) { body(tag, std::false_type{}); });
 }
 
-// Calls `body(row, gate)` for all.
+// Calls `body(row, gate)` for all; a thread takes whole runs of rows.
 template <class Body>
-void each_block(const LayerProblem& p, int64_t rows, int64_t first, int64_t end,
+void each_block(const LayerProblem& p, int64_t rows, int64_t run, int64_t first, int64_t end,
                 const Context& context, const Body& body) {
-  const int64_t grain = kNormGrain / ((end - first) * p.hidden + 1) + 1;
-  parallel_for(context, rows, grain, [&](int64_t from, int64_t to) {
-    for (int64_t row = from; row < to; ++row)
+  const int64_t grain = kNormGrain / (run * (end - first) * p.hidden + 1) + 1;
+  parallel_for(context, ceil_div(rows, run), grain, [&](int64_t from, int64_t to) {
+    for (int64_t row = from * run; row < to * run && row < rows; ++row)
       for (int64_t gate = first; gate < end; ++gate) body(row, gate);
   });
 }
@@ -35,11 +35,11 @@ void normalise_rows(const LayerProblem& p, const NormForward& t, const Context& 
     using T = typename decltype(tag)::type;
     using Acc = accumulate_t<T>;
     using M = LayerMath<T, decltype(dual)::value>;
-    each_block(p, t.rows, t.first, t.end, context, [&](int64_t row, int64_t gate) {
+    each_block(p, t.rows, 1, t.first, t.end, context, [&](int64_t row, int64_t gate) {
       const int64_t column = gate * p.hidden;
       normalise_block<M, T>(part<Acc>(t.products, row * p.gates() * p.hidden + column),
                             part<T>(t.scale, column), p.hidden,
-                            shifted<Acc>(t.out, row * t.out_row + column));
+                            shifted<Acc>(t.out, row * t.out_row + column), {});
     });
   });
 }
@@ -48,11 +48,18 @@ void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const
   dispatch(p, [&](auto tag, auto dual) {
     using T = typename decltype(tag)::type;
     using M = LayerMath<T, decltype(dual)::value>;
-    each_block(p, t.rows, t.first, t.end, context, [&](int64_t row, int64_t gate) {
-      const int64_t column = gate * p.hidden, at = row * p.gates() * p.hidden + column;
+    using Acc = accumulate_t<T>;
+    const int64_t width = p.gates() * p.hidden;
+    each_block(p, t.rows, t.run, t.first, t.end, context, [&](int64_t row, int64_t gate) {
+      const int64_t column = gate * p.hidden, at = row * width + column;
+      const NumbersOut grad_scale = shifted<Acc>(t.grad_scale, row / t.run * width + column);
+      if (row % t.run == 0) {
+        fill(static_cast<Acc*>(grad_scale.value), p.hidden, Acc{0});
+        if constexpr (M::kDual) fill(static_cast<Acc*>(grad_scale.derivative), p.hidden, Acc{0});
+      }
       normalise_block_back<M, T>(part<T>(t.grad, at), part<T>(t.products, at),
                                  part<T>(t.scale, column), p.hidden,
-                                 shifted<T>(t.grad_products, at), shifted<T>(t.grad_scale, at));
+                                 shifted<T>(t.grad_products, at), grad_scale);
     });
   });
 }

@@ -58,28 +58,26 @@ struct Moments {
   N mean, scale;  // scale: 1 / sqrt(variance + eps)
 };
 
-// x less its mean, for one vector of units; lanes behind the last are zero.
-template <class M, class From, class N = typename M::Number>
-WEFT_INLINE N centred(const Numbers& x, const At& at, N mean) {
-  const N found = load_number<M, From>(x, at.unit, at.count) - mean;
-  return at.count == kLanes<From> ? found : first_lanes<accumulate_t<From>>(found, at.count);
+// Calls `body(unit, count)` for each vector of `size` units. Of whole vectors `count` is a
+// constant.
+template <class T, class Body>
+WEFT_INLINE void each_part(int64_t size, const Body& body) {
+  int64_t unit = 0;
+  for (; unit + kLanes<T> <= size; unit += kLanes<T>) body(unit, static_cast<int>(kLanes<T>));
+  if (unit < size) body(unit, static_cast<int>(size - unit));
 }
 
-template <class M, class From>
-WEFT_INLINE Moments<typename M::Number> moments(const Numbers& x, int64_t size) {
-  using Acc = accumulate_t<From>;
-  using N = typename M::Number;
-  const auto count = static_cast<Acc>(size);
-  N sum = {}, squares = {};
-  each_vector<From>(0, 0, false, 0, size,
-                    [&](const At& at) { sum = sum + load_number<M, From>(x, at.unit, at.count); });
-  const N mean = divided(lane_sum(sum), count);
-  each_vector<From>(0, 0, false, 0, size, [&](const At& at) {
-    const N d = centred<M, From>(x, at, mean);
-    squares = squares + d * d;
-  });
+// x less its mean, for one vector of units; lanes behind the last are zero.
+template <class M, class From, class N = typename M::Number>
+WEFT_INLINE N centred(const Numbers& x, int64_t unit, int count, N mean) {
+  const N found = load_number<M, From>(x, unit, count) - mean;
+  return count == kLanes<From> ? found : first_lanes<accumulate_t<From>>(found, count);
+}
+
+template <class N, class Acc>
+WEFT_INLINE Moments<N> moments_of(N mean, N squares, Acc count) {
   N variance = divided(lane_sum(squares), count);
-  if constexpr (M::kDual) {
+  if constexpr (requires { variance.derivative; }) {
     variance.value += static_cast<Acc>(kNormEpsilon);
   } else {
     variance += static_cast<Acc>(kNormEpsilon);
@@ -87,44 +85,63 @@ WEFT_INLINE Moments<typename M::Number> moments(const Numbers& x, int64_t size) 
   return {mean, inverse_root_of(variance)};
 }
 
-// out = scale * (x - mean) / sqrt(variance + eps); x and out are wide, and may be the same.
+// out = scale * (x - mean) / sqrt(variance + eps); x and out are wide, and may be the same. x goes
+// to `kept` as it is, if that is not null.
 template <class M, class T>
 WEFT_INLINE void normalise_block(const Numbers& x, const Numbers& scale, int64_t size,
-                                 const NumbersOut& out) {
+                                 const NumbersOut& out, const NumbersOut& kept) {
   using Acc = accumulate_t<T>;
-  const auto found = moments<M, Acc>(x, size);
-  each_vector<T>(0, 0, false, 0, size, [&](const At& at) {
-    const auto number = (load_number<M, Acc>(x, at.unit, at.count) - found.mean) * found.scale;
-    store_number<M, Acc>(out, at.unit, load_number<M, T>(scale, at.unit, at.count) * number,
-                         at.count);
+  using N = typename M::Number;
+  const auto count = static_cast<Acc>(size);
+  N sum = {}, squares = {};
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    const N number = load_number<M, Acc>(x, unit, lanes);
+    if (kept.value) store_number<M, T>(kept, unit, number, lanes);
+    sum = sum + number;
+  });
+  const N mean = divided(lane_sum(sum), count);
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    const N d = centred<M, Acc>(x, unit, lanes, mean);
+    squares = squares + d * d;
+  });
+  const Moments<N> found = moments_of(mean, squares, count);
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    const N number = (load_number<M, Acc>(x, unit, lanes) - found.mean) * found.scale;
+    store_number<M, Acc>(out, unit, load_number<M, T>(scale, unit, lanes) * number, lanes);
   });
 }
 
-// The gradients of x, and of the scale by this block.
+// The gradient of x; that of the scale by this block is added to `grad_scale`, which is wide.
 template <class M, class T>
 WEFT_INLINE void normalise_block_back(const Numbers& grad, const Numbers& x, const Numbers& scale,
                                       int64_t size, const NumbersOut& grad_x,
                                       const NumbersOut& grad_scale) {
   using Acc = accumulate_t<T>;
   using N = typename M::Number;
-  const auto found = moments<M, T>(x, size);
-  const auto normal = [&](const At& at) { return centred<M, T>(x, at, found.mean) * found.scale; };
-  const auto scaled = [&](const At& at) {
-    return load_number<M, T>(grad, at.unit, at.count) * load_number<M, T>(scale, at.unit, at.count);
-  };
-  N sum = {}, along = {};
-  each_vector<T>(0, 0, false, 0, size, [&](const At& at) {
-    const N g = scaled(at);
-    sum = sum + g;
-    along = along + g * normal(at);
-  });
   const auto count = static_cast<Acc>(size);
-  sum = divided(lane_sum(sum), count), along = divided(lane_sum(along), count);
-  each_vector<T>(0, 0, false, 0, size, [&](const At& at) {
-    const N n = normal(at);
-    store_number<M, T>(grad_x, at.unit, found.scale * (scaled(at) - sum - n * along), at.count);
-    store_number<M, T>(grad_scale, at.unit, load_number<M, T>(grad, at.unit, at.count) * n,
-                       at.count);
+  const auto scaled = [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    return load_number<M, T>(grad, unit, lanes) * load_number<M, T>(scale, unit, lanes);
+  };
+  N numbers = {}, squares = {}, sum = {}, along = {};
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    numbers = numbers + load_number<M, T>(x, unit, lanes);
+    sum = sum + scaled(unit, lanes);
+  });
+  const N mean = divided(lane_sum(numbers), count);
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    const N d = centred<M, T>(x, unit, lanes, mean);
+    squares = squares + d * d;
+    along = along + scaled(unit, lanes) * d;
+  });
+  const Moments<N> found = moments_of(mean, squares, count);
+  sum = divided(lane_sum(sum), count);
+  along = divided(lane_sum(along) * found.scale, count);
+  each_part<T>(size, [&](int64_t unit, int lanes) __attribute__((always_inline)) {
+    const N n = centred<M, T>(x, unit, lanes, mean) * found.scale;
+    store_number<M, T>(grad_x, unit, found.scale * (scaled(unit, lanes) - sum - n * along), lanes);
+    const N before = load_number<M, Acc>(grad_scale, unit, lanes);
+    store_number<M, Acc>(grad_scale, unit, before + load_number<M, T>(grad, unit, lanes) * n,
+                         lanes);
   });
 }
 

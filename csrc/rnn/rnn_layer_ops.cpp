@@ -73,6 +73,12 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
   };
   // Both biases have one gradient, except in the GRU.
   const bool one_sum = g.sums.value.is_same(g.hidden_sums.value);
+  // W_ih's and W_hh's are of the same sums where nothing is done to either product alone.
+  const bool together = wanted[3] && wanted[4] && a.p.steps > 0 &&
+                        a.p.cell != LayerCell::gru_reset_before &&
+                        g.input_products.value.is_same(g.products.value);
+  std::array<Tensor, 2> of_weights;
+  if (together) of_weights = weight_gradients(g, g.sums.value, {a.input.value, {}}, g.before);
   Tensor of_bias;
   return wanted_tensors<11>(wanted, input, [&](int i) {
     switch (i) {
@@ -83,23 +89,25 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
       case 2:
         return narrowed(g.c.value);
       case 3:
-        return weight_gradient(g, g.input_products.value, a.input.value);
+        if (together) return of_weights[0];
+        return weight_gradient(g, g.input_products.value, {a.input.value, {}});
       case 4:
+        if (together) return of_weights[1];
         if (a.p.steps == 0) return at::zeros_like(a.w_hh.value);
-        return hidden_weight_gradient(a, g, g.products.value, g.before.value, kept.gates.value);
+        return hidden_weight_gradient(a, g, g.products.value, g.before, kept.gates.value);
       case 5:
         return of_bias = bias_gradient(g, g.sums.value);
       case 6:
         if (one_sum && of_bias.defined()) return of_bias.clone();
         return bias_gradient(g, g.hidden_sums.value);
       case 7:
-        return peephole_gradient(a, g.peephole.value);
+        return wide_gradient(a, g.peephole.value);
       case 8:
-        return weight_gradient(g, g.projected.value, g.unprojected.value);
+        return weight_gradient(g, g.projected.value, {g.unprojected.value, {}});
       case 9:
-        return bias_gradient(g, g.norm_ih.value);
+        return norm_gradient(a, g, g.norm_ih.value);
       default:
-        return bias_gradient(g, g.norm_hh.value);
+        return norm_gradient(a, g, g.norm_hh.value);
     }
   });
 }
@@ -160,25 +168,25 @@ Tensors14 rnn_layer_double_backward(
   };
   const auto of_hidden_weight = [&] {
     if (a.p.steps == 0) return at::zeros_like(a.w_hh.value);
-    const auto part = [&](const Tensor& of, const Tensor& before, const Tensor& gates) {
+    const auto part = [&](const Tensor& of, const Stacked& before, const Tensor& gates) {
       return hidden_weight_gradient(a, g, of, before, gates);
     };
-    const Tensor found = at::add(part(g.products.derivative, g.before.value, r.gates.value),
-                                 part(g.products.value, g.before.derivative, r.gates.value));
+    const Tensor found = at::add(part(g.products.derivative, g.before, r.gates.value),
+                                 part(g.products.value, g.before_derivative, r.gates.value));
     if (a.p.cell != LayerCell::gru_reset_before) return found;
     // The factor of U_n's gradient is r h, so r's derivative counts as well.
     const int64_t hidden = a.p.hidden;
     const Tensor of_reset =
-        weight_gradient(g, g.products.value.narrow(2, 2 * hidden, hidden).contiguous(),
-                        at::mul(r.gates.derivative.narrow(2, 0, hidden), g.before.value));
+        weight_gradient(g, g.products.value.narrow(2, 2 * hidden, hidden),
+                        {at::mul(r.gates.derivative.narrow(2, 0, hidden), g.before.whole()), {}});
     found.narrow(0, 2 * hidden, hidden).add_(of_reset);
     return found;
   };
   const auto of_weight = [&](const Pair& of, const Pair& factor, const Tensor& weight) {
     if (a.p.steps == 0) return at::zeros(weight.sizes(), weight.options());
-    const Tensor first = weight_gradient(g, of.derivative, factor.value);
+    const Tensor first = weight_gradient(g, of.derivative, {factor.value, {}});
     if (!factor.derivative.defined()) return first;
-    return sum(first, weight_gradient(g, of.value, factor.derivative));
+    return sum(first, weight_gradient(g, of.value, {factor.derivative, {}}));
   };
   const auto gradient = [&](int i) {
     switch (i) {
@@ -203,11 +211,11 @@ Tensors14 rnn_layer_double_backward(
       case 9:
         return bias_gradient(g, g.hidden_sums.derivative);
       case 10:
-        return peephole_gradient(a, g.peephole.derivative);
+        return wide_gradient(a, g.peephole.derivative);
       case 12:
-        return bias_gradient(g, g.norm_ih.derivative);
+        return norm_gradient(a, g, g.norm_ih.derivative);
       case 13:
-        return bias_gradient(g, g.norm_hh.derivative);
+        return norm_gradient(a, g, g.norm_hh.derivative);
       default:
         return of_weight(g.projected, g.unprojected, a.w_hr.value);
     }

@@ -5,6 +5,7 @@
 #include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn_layer.h"
+#include "rnn/rnn_products.h"
 
 #include <optional>
 
@@ -13,7 +14,7 @@ namespace weft::layer {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// // The cell of that name; throws where there is none.
+// The cell of that name; throws where there is none.
 LayerCell cell_of(c10::string_view name);
 
 // A tensor and, in dual numbers, its derivative; either may be undefined.
@@ -60,10 +61,12 @@ void check_seeds(const Arguments& a, const Seeds& seeds);
 struct Gradients {
   Pair sums, hidden_sums, h, c, peephole;
   Pair input_products, products;  // of W_ih x and W_hh h before normalisation; without it the sums'
-  Pair norm_ih, norm_hh;          // what each row adds to these gradients
-  Pair projected, unprojected;    // the two factors of W_hr's gradient
-  Pair before;                    // the state before each step as the product sees it
-  Tensor taken;                   // which of the T * B rows have a step; undefined where all count
+  // What is added to these gradients: by each row [T, B, gates * H], or by some together [n, gates
+  // * H], in the accumulation type.
+  Pair norm_ih, norm_hh;
+  Pair projected, unprojected;        // the two factors of W_hr's gradient
+  Stacked before, before_derivative;  // the state before each step as the product sees it
+  Tensor taken;  // which of the T * B rows have a step; undefined where all count
 };
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);
@@ -73,12 +76,16 @@ Tensor wide_product(const Tensor& input, const Tensor& w);
 
 // Products of the sums' gradients `of` [T, B, gates * H].
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih);
-Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor);
+std::array<Tensor, 2> weight_gradients(const Gradients& g, const Tensor& of, const Stacked& first,
+                                       const Stacked& second);
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Stacked& factor);
 // Of W_hh in whole: a GRU that resets before has two products. `of`, `before` and `kept` may be of
 // different planes.
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
-                              const Tensor& before, const Tensor& gates);
+                              const Stacked& before, const Tensor& gates);
 Tensor bias_gradient(const Gradients& g, const Tensor& of);
-Tensor peephole_gradient(const Arguments& a, const Tensor& of);
+// Of rows [n, columns] in the accumulation type.
+Tensor wide_gradient(const Arguments& a, const Tensor& of);
+Tensor norm_gradient(const Arguments& a, const Gradients& g, const Tensor& of);
 
 }  // namespace weft::layer

@@ -1,4 +1,4 @@
-// The two passes of a recurrent layer on tensors: check, allocate, run, and the products around.
+// The two passes of a recurrent layer on tensors: allocate, run, and the products around.
 #include "core/window.h"
 #include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_plans.h"
@@ -20,64 +20,13 @@
 
 namespace weft::layer {
 
-static const char* const kOp = "rnn_layer";
-
-// ---- checks ------------------------------------------------------------------------------------
-
-LayerCell cell_of(c10::string_view name) {
-  if (name == "lstm") return LayerCell::lstm;
-  if (name == "lstm_peephole") return LayerCell::lstm_peephole;
-  if (name == "lstm_peephole_previous") return LayerCell::lstm_peephole_previous;
-  if (name == "lstm_coupled") return LayerCell::lstm_coupled;
-  if (name == "gru") return LayerCell::gru;
-  if (name == "gru_reset_before") return LayerCell::gru_reset_before;
-  if (name == "rnn_tanh") return LayerCell::tanh;
-  if (name == "rnn_relu") return LayerCell::relu;
-  TORCH_CHECK_VALUE(false, "weft::", kOp,
-                    ": cell must be 'lstm', 'lstm_peephole', 'lstm_peephole_previous', "
-                    "'lstm_coupled', 'gru', 'gru_reset_before', 'rnn_tanh' or 'rnn_relu', got '",
-                    name, "'");
-}
+// Rows of the input's products whose gradients of the scale are added up before they are stored.
+constexpr int64_t kNormRun = 64;
 
 namespace {
 
-void check_sizes(const Tensor& t, at::IntArrayRef expected, const Tensor& reference,
-                 const char* name) {
-  TORCH_CHECK(t.sizes() == expected, "weft::", kOp, ": ", name, " must be ", expected, ", got ",
-              t.sizes());
-  check_same(t, reference, kOp, name);
-}
-
-void check_sizes(const OptionalTensor& t, at::IntArrayRef expected, const Tensor& reference,
-                 const char* name) {
-  if (t) check_sizes(*t, expected, reference, name);
-}
-
-// A mask of another dtype than the input's.
-void check_mask(const OptionalTensor& t, at::IntArrayRef expected, at::ScalarType dtype,
-                const Tensor& input, const char* name) {
-  if (!t) return;
-  TORCH_CHECK(t->scalar_type() == dtype, "weft::", kOp, ": ", name, " must be of dtype ",
-              dtype == at::kLong ? "int64" : "bool", ", got ", toString(t->scalar_type()));
-  TORCH_CHECK(t->sizes() == expected, "weft::", kOp, ": ", name, " must be ", expected, ", got ",
-              t->sizes());
-  TORCH_CHECK(t->device() == input.device(), "weft::", kOp, ": expected ", name, " on ",
-              input.device(), ", got ", t->device());
-}
-
-// On CUDA the values would have to be waited for.
-void check_range(const Tensor& lengths, int64_t steps) {
-  if (!lengths.defined() || !lengths.is_cpu()) return;
-  const auto* values = lengths.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < lengths.numel(); ++row)
-    TORCH_CHECK(values[row] >= 0 && values[row] <= steps, "weft::", kOp,
-                ": lengths must be between 0 and the number of steps, ", steps, ", got ",
-                values[row], " for row ", row);
-}
-
 // ---- pointers ----------------------------------------------------------------------------------
 
-Tensor contiguous(const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); }
 const void* data(const Tensor& t) {
   return t.defined() && t.numel() > 0 && !planning() ? t.const_data_ptr() : nullptr;
 }
@@ -135,7 +84,7 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
   const Tensor x = gather(input.view({rows, input.size(2)}), taken);
   const GemmKernels* kernels = product_kernels_for(input);
   const bool planned =
-      product_planned(dtype_of(input, kOp, "input"), x.size(0), columns, x.size(1));
+      product_planned(dtype_of(input, "rnn_layer", "input"), x.size(0), columns, x.size(1));
   if (kernels == nullptr) {
     const auto wide = wide_type(input);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -148,7 +97,7 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
   const Tensor target =
       taken.defined() ? empty_output(x, {x.size(0), columns}, wide_type(x)) : sums;
   PackedProblem p;
-  p.dtype = dtype_of(input, kOp, "input");
+  p.dtype = dtype_of(input, "rnn_layer", "input");
   p.m = x.size(0), p.n = columns, p.k = x.size(1);
   p.a_row = p.k, p.a_column = 1, p.b_row = 1, p.b_column = p.k;
   p.c_row = taken.defined() ? columns : sums_row;
@@ -175,100 +124,26 @@ Tensor derivative_sums(const Arguments& a, const Tensor& taken) {
 }
 
 // The state before each step [T, B, S], as the product with W_hh sees it if `dropped`.
-Tensor states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
+Stacked states_before(const Arguments& a, const Tensor& output, const Tensor& h0, bool dropped) {
   const int64_t steps = output.size(0);
   const Tensor first =
       h0.defined() ? h0.unsqueeze(0) : at::zeros({1, a.p.batch, a.p.state()}, output.options());
-  Tensor before;
-  if (!a.p.reverse) {
-    before = at::cat({first, output.slice(0, 0, steps - 1)});
-  } else {
-    before = at::cat({output.slice(0, 1, steps), first});
-    if (a.lengths.defined()) {  // a row's last step is the first that it takes
-      const Tensor last = at::arange(steps, a.lengths.options()).unsqueeze(1).eq(a.lengths.sub(1));
-      before = at::where(last.unsqueeze(2), first, before);
-    }
+  const Stacked before = a.p.reverse ? Stacked{output.slice(0, 1, steps), first}
+                                     : Stacked{first, output.slice(0, 0, steps - 1)};
+  const bool ends_first = a.p.reverse && a.lengths.defined();
+  dropped = dropped && a.dropout.defined();
+  if (!ends_first && !a.resets.defined() && !dropped) return before;
+  Tensor whole = before.whole();
+  if (ends_first) {  // a row's last step is the first that it takes
+    const Tensor last = at::arange(steps, a.lengths.options()).unsqueeze(1).eq(a.lengths.sub(1));
+    whole = at::where(last.unsqueeze(2), first, whole);
   }
-  if (a.resets.defined()) before = before.masked_fill_(a.resets.unsqueeze(2), 0);
-  return dropped && a.dropout.defined() ? at::mul(before, a.dropout) : before;
-}
-
-}  // namespace
-
-// ---- arguments ---------------------------------------------------------------------------------
-
-Arguments arguments_of(const GivenLayer& given, const GivenMasks& masks, c10::string_view cell,
-                       bool reverse) {
-  const Tensor& input = given.input;
-  TORCH_CHECK(input.dim() == 3, "weft::", kOp, ": input must be [steps, batch, input_size], got ",
-              input.sizes());
-  TORCH_CHECK(given.w_hh.dim() == 2, "weft::", kOp, ": weight_hh must be a matrix, got ",
-              given.w_hh.sizes());
-  Arguments a;
-  LayerProblem& p = a.p;
-  p.dtype = dtype_of(input, kOp, "input");
-  p.cell = cell_of(cell);
-  p.steps = input.size(0), p.batch = input.size(1), p.hidden = given.w_hh.size(0) / p.gates();
-  if (given.w_hr) {
-    TORCH_CHECK(p.has_cell() && given.w_hr->dim() == 2 && given.w_hr->size(0) > 0, "weft::", kOp,
-                ": weight_hr must be a matrix, and is for an LSTM, got ", given.w_hr->sizes());
-    p.projection = given.w_hr->size(0);
-  } else {
-    p.hidden = given.w_hh.size(1);
-  }
-  p.reverse = reverse;
-  p.zoneout = masks.zoneout;
-  const int64_t rows = p.gates() * p.hidden;
-  const std::array<int64_t, 2> state = {p.batch, p.state()}, cell_state = {p.batch, p.hidden};
-  check_sizes(given.w_ih, {rows, input.size(2)}, input, "weight_ih");
-  check_sizes(given.w_hh, {rows, p.state()}, input, "weight_hh");
-  check_sizes(given.w_hr, {p.projection, p.hidden}, input, "weight_hr");
-  check_sizes(given.b_ih, {rows}, input, "bias_ih");
-  check_sizes(given.b_hh, {rows}, input, "bias_hh");
-  check_sizes(given.h0, state, input, "h0");
-  TORCH_CHECK(given.c0.has_value() == p.has_cell(), "weft::", kOp,
-              ": c0 is for an LSTM, and an LSTM needs it");
-  check_sizes(given.c0, cell_state, input, "c0");
-  TORCH_CHECK(given.peephole.has_value() == p.has_peephole(), "weft::", kOp,
-              ": weight_peephole is for a cell with peepholes, and such a cell needs it");
-  check_sizes(given.peephole, {3 * p.hidden}, input, "weight_peephole");
-  TORCH_CHECK(given.norm_ih.has_value() == given.norm_hh.has_value(), "weft::", kOp,
-              ": weight_norm_ih and weight_norm_hh go together, got one of them");
-  check_sizes(given.norm_ih, {rows}, input, "weight_norm_ih");
-  check_sizes(given.norm_hh, {rows}, input, "weight_norm_hh");
-  check_mask(masks.lengths, {p.batch}, at::kLong, input, "lengths");
-  check_mask(masks.resets, {p.steps, p.batch}, at::kBool, input, "resets");
-  check_sizes(masks.dropout, state, input, "the mask of recurrent_dropout");
-  check_sizes(masks.zone_h, {p.steps, p.batch, p.state()}, input, "zoneout's mask of h");
-  check_sizes(masks.zone_c, {p.steps, p.batch, p.hidden}, input, "zoneout's mask of c");
-  TORCH_CHECK_VALUE(p.zoneout >= 0 && p.zoneout <= 1, "weft::", kOp,
-                    ": zoneout must be between 0 and 1, got ", p.zoneout);
-
-  a.input.value = input.contiguous(), a.h0.value = given.h0.contiguous();
-  a.c0.value = contiguous(given.c0);
-  a.w_ih.value = given.w_ih.contiguous(), a.w_hh.value = given.w_hh.contiguous();
-  a.b_ih.value = contiguous(given.b_ih), a.b_hh.value = contiguous(given.b_hh);
-  a.peephole.value = contiguous(given.peephole), a.w_hr.value = contiguous(given.w_hr);
-  a.norm_ih.value = contiguous(given.norm_ih), a.norm_hh.value = contiguous(given.norm_hh);
-  a.lengths = contiguous(masks.lengths), a.resets = contiguous(masks.resets);
-  a.dropout = contiguous(masks.dropout);
-  a.zone_h = contiguous(masks.zone_h), a.zone_c = contiguous(masks.zone_c);
-  check_range(a.lengths, p.steps);
-  return a;
-}
-
-void check_seeds(const Arguments& a, const Seeds& seeds) {
-  const auto check = [&](const Tensor& t, at::IntArrayRef sizes, const char* name) {
-    if (t.defined()) check_sizes(t, sizes, reference(a), name);
-  };
-  check(seeds.output, {a.p.steps, a.p.batch, a.p.state()}, "grad_output");
-  check(seeds.h_n, {a.p.batch, a.p.state()}, "grad_h_n");
-  check(seeds.c_n, {a.p.batch, a.p.hidden}, "grad_c_n");
+  if (a.resets.defined())
+    whole = at::where(a.resets.unsqueeze(2), at::zeros({}, whole.options()), whole);
+  return {dropped ? at::mul(whole, a.dropout) : whole, {}};
 }
 
 // ---- passes ------------------------------------------------------------------------------------
-
-namespace {
 
 // `output` is where the states go, if it is defined.
 Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
@@ -409,20 +284,38 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   g.input_products = g.sums, g.products = g.hidden_sums;
   const bool normalised = a.norm_hh.value.defined();
   if (normalised) {
-    for (Pair* pair : {&g.input_products, &g.products, &g.norm_ih, &g.norm_hh})
+    for (Pair* pair : {&g.input_products, &g.products})
       *pair = empty_pair(a, {p.steps, p.batch, columns});
   }
   g.taken = taken_rows(a);
-  const auto before = [&](bool dropped) {
-    if (p.steps == 0) return Pair{};
-    Pair result = {states_before(a, kept.output.value, a.h0.value, dropped), {}};
-    if (p.dual)
-      result.derivative = states_before(a, kept.output.derivative, a.h0.derivative, dropped);
-    return result;
-  };
+  const bool by_rows = !on_cpu_kernels(reference(a)) || g.taken.defined();
+  if (normalised) {
+    const auto dtype = on_cpu_kernels(reference(a)) ? wide : reference(a).scalar_type();
+    const std::array<int64_t, 3> whole = {p.steps, p.batch, columns};
+    g.norm_ih = by_rows ? empty_pair(a, whole, dtype)
+                        : empty_pair(a, {ceil_div(p.steps * p.batch, kNormRun), columns}, dtype);
+    g.norm_hh =
+        on_cpu_kernels(reference(a)) ? seed({}, {p.batch, columns}) : empty_pair(a, whole, dtype);
+  }
   Pair h_before;
-  if (p.is_gru()) h_before = before(false);
-  if (need_before) g.before = p.is_gru() && !a.dropout.defined() ? h_before : before(true);
+  if (p.steps > 0) {
+    const auto whole = [&](const Tensor& output, const Tensor& h0) {
+      return states_before(a, output, h0, false).whole();
+    };
+    const auto before = [&](const Tensor& whole, const Tensor& output, const Tensor& h0) {
+      return whole.defined() && !a.dropout.defined() ? Stacked{whole, {}}
+                                                     : states_before(a, output, h0, true);
+    };
+    const Tensor &output = kept.output.value, &derivative = kept.output.derivative;
+    if (p.is_gru()) {
+      h_before.value = whole(output, a.h0.value);
+      if (p.dual) h_before.derivative = whole(derivative, a.h0.derivative);
+    }
+    if (need_before) {
+      g.before = before(h_before.value, output, a.h0.value);
+      if (p.dual) g.before_derivative = before(h_before.derivative, derivative, a.h0.derivative);
+    }
+  }
   if (p.projection > 0) {
     g.projected = empty_pair(a, {p.steps, p.batch, p.projection});
     g.unprojected = empty_pair(a, {p.steps, p.batch, p.hidden});
@@ -459,6 +352,7 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
     n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
     n.scale = numbers(a.norm_ih);
     n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
+    n.run = by_rows ? 1 : kNormRun;
     if (!normalise_planned(p, false)) kernels.normalise_backward(p, n, context_for(reference(a)));
   }
   return g;
@@ -472,28 +366,45 @@ Tensor wide_product(const Tensor& input, const Tensor& w) {
 
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
   const int64_t rows = of.size(0) * of.size(1);
-  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), false, w_ih);
+  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), w_ih);
   const std::array<int64_t, 3> sizes = {of.size(0), of.size(1), w_ih.size(1)};
   if (!g.taken.defined()) return found.view(sizes);
   Tensor whole = at::zeros({rows, w_ih.size(1)}, of.options());
   return whole.index_copy_(0, g.taken, found).view(sizes);
 }
 
-Tensor weight_gradient(const Gradients& g, const Tensor& of, const Tensor& factor) {
-  const int64_t rows = of.size(0) * of.size(1);
-  const Tensor left = gather(of.view({rows, of.size(2)}), g.taken);
-  if (left.size(0) == 0) return at::zeros({of.size(2), factor.size(-1)}, of.options());
-  const Tensor right = factor.contiguous().view({rows, factor.size(-1)});
-  return packed_product(left, true, gather(right, g.taken));
+std::array<Tensor, 2> weight_gradients(const Gradients& g, const Tensor& of, const Stacked& first,
+                                       const Stacked& second) {
+  const Tensor left = gather(of.view({of.size(0) * of.size(1), of.size(2)}), g.taken);
+  const auto factor = [&](const Stacked& steps) {
+    const auto rows = [](const Tensor& t) {
+      return t.defined() && t.numel() > 0 ? t.contiguous().view({t.size(0) * t.size(1), t.size(2)})
+                                          : Tensor();
+    };
+    if (!steps.head.defined()) return Stacked{};
+    if (g.taken.defined()) return Stacked{gather(rows(steps.whole()), g.taken), {}};
+    const Stacked found = {rows(steps.head), rows(steps.tail)};
+    return found.head.defined() ? found : Stacked{found.tail, {}};
+  };
+  if (left.size(0) > 0) return weight_gradients(left, factor(first), factor(second));
+  const auto zeros = [&](const Stacked& steps) {
+    return steps.head.defined() ? at::zeros({of.size(2), steps.head.size(-1)}, of.options())
+                                : Tensor();
+  };
+  return {zeros(first), zeros(second)};
+}
+
+Tensor weight_gradient(const Gradients& g, const Tensor& of, const Stacked& factor) {
+  return weight_gradients(g, of, factor, {})[0];
 }
 
 Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tensor& of,
-                              const Tensor& before, const Tensor& gates) {
+                              const Stacked& before, const Tensor& gates) {
   if (a.p.cell != LayerCell::gru_reset_before) return weight_gradient(g, of, before);
   const int64_t hidden = a.p.hidden;
-  const Tensor reset = at::mul(gates.narrow(2, 0, hidden), before);
-  return at::cat({weight_gradient(g, of.narrow(2, 0, 2 * hidden).contiguous(), before),
-                  weight_gradient(g, of.narrow(2, 2 * hidden, hidden).contiguous(), reset)});
+  const Tensor reset = at::mul(gates.narrow(2, 0, hidden), before.whole());
+  return at::cat({weight_gradient(g, of.narrow(2, 0, 2 * hidden), before),
+                  weight_gradient(g, of.narrow(2, 2 * hidden, hidden), {reset, {}})});
 }
 
 Tensor bias_gradient(const Gradients& g, const Tensor& of) {
@@ -501,10 +412,15 @@ Tensor bias_gradient(const Gradients& g, const Tensor& of) {
   return rows.size(0) == 0 ? at::zeros({of.size(2)}, of.options()) : column_sums(rows);
 }
 
-Tensor peephole_gradient(const Arguments& a, const Tensor& of) {
+Tensor wide_gradient(const Arguments& a, const Tensor& of) {
   const auto dtype = reference(a).scalar_type();
   if (of.size(0) == 0) return at::zeros({of.size(1)}, of.options().dtype(dtype));
   return column_sums(of).to(dtype);
+}
+
+Tensor norm_gradient(const Arguments& a, const Gradients& g, const Tensor& of) {
+  if (of.dim() == 2) return wide_gradient(a, of);
+  return bias_gradient(g, of).to(reference(a).scalar_type());
 }
 
 }  // namespace weft::layer

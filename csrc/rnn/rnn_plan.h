@@ -29,13 +29,17 @@ struct LayerSplit {
 inline constexpr int64_t kOwnRows = 6, kOwnWeightBytes = 1 << 19;
 inline constexpr int64_t kGateProducts = 200;  // that a unit's gates cost as much as
 inline constexpr int64_t kSequenceGrain = 1 << 20;
+inline constexpr int64_t kRowsOfWeights = 4;
 
 // Of at most `available` threads.
 constexpr LayerSplit layer_split(const LayerProblem& p, int64_t available) {
   const int64_t products = layer_step_products(p);
   const int64_t weights = (p.gates() * p.state() + p.projection) * p.hidden;
   const auto at_most = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  const int64_t by_units = at_most(available, products / kStepGrain);
+  // The weights' bytes take as long as products of some rows.
+  const int64_t rows = p.batch < kRowsOfWeights ? kRowsOfWeights : p.batch;
+  const int64_t by_units =
+      p.batch > 0 ? at_most(available, products / p.batch * rows / kStepGrain) : 0;
   const int64_t work = p.steps * (products + kGateProducts * p.units());
   const int64_t by_rows =
       weights * (p.dtype == DType::f64 ? 8 : 4) > kOwnWeightBytes

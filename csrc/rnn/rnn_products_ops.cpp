@@ -6,6 +6,8 @@
 #include <ATen/ops/sum.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+
 namespace weft {
 
 using at::Tensor;
@@ -34,22 +36,68 @@ Tensor product(const Tensor& a, bool transposed, const Tensor& b, const Tensor& 
   return result;
 }
 
-Tensor packed_product(const Tensor& a, bool transposed, const Tensor& b) {
+Tensor packed_product(const Tensor& a, const Tensor& b) {
   const GemmKernels* kernels = product_kernels_for(a);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  const bool planned = product_planned(dtype_of(a, "product", "a"), a.size(transposed ? 1 : 0),
-                                       b.size(1), a.size(transposed ? 0 : 1));
-  if (kernels == nullptr) return at::mm(transposed ? a.t() : a, b);
   PackedProblem p;
   p.dtype = dtype_of(a, "product", "a");
-  p.m = a.size(transposed ? 1 : 0), p.k = a.size(transposed ? 0 : 1), p.n = b.size(1);
-  p.a_row = transposed ? 1 : a.size(1), p.a_column = transposed ? a.size(1) : 1;
-  p.b_row = p.n, p.b_column = 1, p.c_row = p.n;
+  p.m = a.size(0), p.k = a.size(1), p.n = b.size(1);
+  p.a_row = p.k, p.a_column = 1, p.b_row = p.n, p.b_column = 1, p.c_row = p.n;
+  const bool planned = product_planned(p.dtype, p.m, p.n, p.k);
+  if (kernels == nullptr) return at::mm(a, b);
   Tensor result = empty_output(a, {p.m, p.n});
   if (result.numel() > 0 && !planned)
     kernels->packed(p, a.const_data_ptr(), b.const_data_ptr(), result.mutable_data_ptr(),
                     context_for(a));
   return result;
+}
+
+Tensor Stacked::whole() const {
+  if (!tail.defined() || tail.size(0) == 0) return head;
+  auto sizes = head.sizes().vec();
+  sizes[0] += tail.size(0);
+  Tensor result = empty_output(head, sizes);
+  result.narrow(0, 0, head.size(0)).copy_(head);
+  result.narrow(0, head.size(0), tail.size(0)).copy_(tail);
+  return result;
+}
+
+std::array<Tensor, 2> weight_gradients(const Tensor& a, const Stacked& first,
+                                       const Stacked& second) {
+  const GemmKernels* kernels = product_kernels_for(a);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  const GradientProblem p = {dtype_of(a, "product", "a"), a.size(1), a.size(0), a.stride(0)};
+  std::array<Tensor, 2> results;
+  GradientFactor factors[2];
+  Stacked kept[2];
+  bool planned = false;
+  for (int i = 0; i < 2; ++i) {
+    const Stacked& of = i == 0 ? first : second;
+    if (!of.head.defined()) continue;
+    const int64_t n = of.head.size(1);
+    planned = product_planned(p.dtype, p.m, n, p.k);
+    if (kernels == nullptr) {
+      results[i] = at::mm(a.t(), of.whole());
+      continue;
+    }
+    const bool halves_pair = size_of(p.dtype) < 4 && of.head.size(0) % 2 != 0;
+    kept[i] = halves_pair ? Stacked{of.whole(), {}} : of;
+    const auto data = [](const Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
+    results[i] = empty_output(a, {p.m, n});
+    factors[i] = {n, kept[i].head.size(0), data(kept[i].head), data(kept[i].tail),
+                  results[i].mutable_data_ptr()};
+  }
+  if (kernels == nullptr || planned) return results;
+  // From 2 MiB on, memory is kept from call to call (output_memory.cpp).
+  const int64_t bytes = std::max(gradient_work(p, factors[0].n, factors[1].n), int64_t{2} << 20);
+  const Tensor work = empty_output(a, {bytes}, at::kByte);
+  kernels->weight_gradients(p, a.const_data_ptr(), factors, work.mutable_data_ptr(),
+                            context_for(a));
+  return results;
+}
+
+Tensor weight_gradient(const Tensor& a, const Stacked& factor) {
+  return weight_gradients(a, factor, {})[0];
 }
 
 Tensor column_sums(const Tensor& t) {

@@ -357,9 +357,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(const Tensor& input, const Tens
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const auto format = common_layout(grad, weight);
   p.channels_last = format != at::MemoryFormat::Contiguous;
-  const bool on_cpu = planning() ? is_cpu(planned_target()) : kernels.backward != nullptr;
-  if (!on_cpu || !conv_fuses_backward(p) || p.in_elements() == 0 || p.out_elements() == 0 ||
-      format != common_layout(input, grad)) {
+  const Target target = planning() ? planned_target() : target_for(input);
+  if (!is_cpu(target) || !conv_fuses_backward(p, conv_lanes(target, p.dtype)) ||
+      p.in_elements() == 0 || p.out_elements() == 0 || format != common_layout(input, grad)) {
     const Tensor gy = output ? conv_sum_gradient(grad, *output, activation, slope) : grad;
     Tensor gx =
         conv_dgrad(gy, weight, std::nullopt, input.sizes(), stride, padding, dilation, groups);

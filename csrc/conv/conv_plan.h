@@ -26,10 +26,11 @@ enum class ConvPath : uint8_t {
   product,   // vectors along the channels, pixels are rows of a tile product
   planes,    // few channels or products: flat runs over a band of contiguous planes
   winograd,  // 3x3 windows: vectors along the channels, a tile product for each point of a tile
+  flat,      // windows of one place, contiguous: vectors along an image's positions
 };
 
 constexpr const char* name_of(ConvPath path) {
-  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes", "winograd"};
+  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes", "winograd", "flat"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -60,22 +61,46 @@ WEFT_HD constexpr bool conv_turns_for_little(const ConvProblem& p, int64_t lanes
              kProducts * (p.in_elements() + p.out_elements());
 }
 
+// Whether contiguous maps and a window of one place are a product for each image, of vectors along
+// its positions: where the lanes that are empty past the last position cost less than those past
+// the last channel and turning both maps round. Not of bf16, whose products of pairs want channels
+// as neighbours.
+WEFT_HD constexpr bool conv_takes_flat(const ConvProblem& p, int64_t channels, int64_t lanes) {
+  constexpr int64_t kTurn = 16;  // products that turning an element round costs
+  if (p.channels_last || p.window_elements() > 1 || p.dtype == DType::bf16 || p.c < lanes ||
+      p.k < lanes)
+    return false;
+  for (int a = 0; a < 3; ++a)
+    if (p.window[a].stride > 1 || p.window[a].padding != 0 || p.in[a] != p.out[a]) return false;
+  const int64_t positions = p.out_positions(), terms = p.c + p.k - channels;
+  return ceil_div(positions, lanes) * lanes * channels * terms <=
+         positions * (ceil_div(channels, lanes) * lanes * terms + kTurn * (p.c + p.k));
+}
+
 // fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
   if (!transposed && !conv_is_depthwise(p) && conv_turns_for_little(p, lanes))
     return ConvPath::planes;
-  const ConvPath path = conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
+  const int64_t channels = transposed ? p.c : p.k;
+  if (conv_takes_flat(p, channels, lanes)) return ConvPath::flat;
+  const ConvPath path = conv_path(p, channels, lanes, p.dtype == DType::bf16 ? 4 : 2);
   if (path == ConvPath::product && conv_takes_winograd(p, transposed)) return ConvPath::winograd;
   return path;
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
+  if (conv_takes_flat(p, p.c, lanes)) return ConvPath::flat;
   const ConvPath path = conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
   if (path == ConvPath::product && conv_wgrad_takes_winograd(p)) return ConvPath::winograd;
   return path;
 }
 
-// Whether all gradients come of one walk on CPU: where no two of them are a tile product.
-WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) { return conv_is_depthwise(p); }
+// Whether all gradients come of one walk on CPU: of depthwise ones, and of flat ones where the sums
+// of gw that its tasks hold are few beside the map that is read once instead of twice.
+WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p, int64_t lanes) {
+  constexpr int64_t kTasks = 16;
+  return conv_is_depthwise(p) ||
+         (conv_takes_flat(p, p.c, lanes) && kTasks * p.weight_elements() <= p.out_elements());
+}
 
 // ---- costs -------------------------------------------------------------------------------------
 

@@ -115,9 +115,14 @@ class FlatBackward {
       const auto* const y = static_cast<const T*>(t_.y) + from;
       T undone[kWidest];
       for (int64_t r = 0; r < rows; ++r) {
-        __builtin_prefetch(y + r * plane + row);
-        activation_grad_row(activated_, gy + r * plane, y + r * plane, undone, width);
-        load_flat(undone, 0, 1, width, vectors, gy_.data() + r * row);
+        const T *const of_gy = gy + r * plane, *const of_y = y + r * plane;
+        for (int64_t i = row; i < 2 * row; i += 64 / sizeof(T)) {  // of the next panel
+          __builtin_prefetch(of_gy + i);
+          __builtin_prefetch(of_y + i);
+        }
+        activation_grad_row(activated_, of_gy, of_y, undone, width);
+        for (int64_t i = 0; i < row; i += kLanes<T>)
+          store_vec(gy_.data() + r * row + i, load_lanes(undone + i, width - i));
       }
     }
     if (t_.gb == nullptr) return;

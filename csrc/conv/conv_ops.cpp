@@ -176,6 +176,8 @@ void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
               ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
 }
 
+}  // namespace
+
 Activation activation_of(c10::string_view name, double slope) {
   constexpr std::pair<c10::string_view, Activation> kNames[] = {
       {"none", Activation::none},
@@ -192,6 +194,8 @@ Activation activation_of(c10::string_view name, double slope) {
                     "leaky_relu, tanh and sigmoid, got ",
                     name);
 }
+
+namespace {
 
 }  // namespace
 

@@ -195,9 +195,7 @@ Activation activation_of(c10::string_view name, double slope) {
                     name);
 }
 
-namespace {
-
-}  // namespace
+namespace {}  // namespace
 
 ConvRequest conv_request(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias, c10::string_view activation,

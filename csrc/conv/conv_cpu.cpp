@@ -64,12 +64,19 @@ void launch_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
   wgrad_of(p)(p, x, gy, gw, context);
 }
 
-void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Context& context) {
+void launch_undo(const ConvProblem& p, const void* gy, const void* y, void* undone, void* gb,
+                 const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const GradientOfSums<T> grad{p, static_cast<const T*>(gy), static_cast<const T*>(y),
+                                 static_cast<T*>(undone)};
     const auto run = p.channels_last ? bias_grad_pixels<T> : bias_grad_planes<T>;
-    run(p, static_cast<const T*>(gy), static_cast<T*>(gb), context);
+    run(grad, static_cast<T*>(gb), context);
   });
+}
+
+void launch_bias_grad(const ConvProblem& p, const void* gy, void* gb, const Context& context) {
+  launch_undo(p, gy, nullptr, nullptr, gb, context);
 }
 
 void launch_backward(const ConvProblem& p, const ConvGradients& t, const Context& context) {
@@ -78,7 +85,7 @@ void launch_backward(const ConvProblem& p, const ConvGradients& t, const Context
 
 }  // namespace
 
-const ConvKernels conv_kernels = {launch_fprop,     launch_dgrad, launch_wgrad,
-                                  launch_bias_grad, nullptr,      launch_backward};
+const ConvKernels conv_kernels = {launch_fprop, launch_dgrad,    launch_wgrad, launch_bias_grad,
+                                  nullptr,      launch_backward, launch_undo};
 
 }  // namespace weft::WEFT_TARGET

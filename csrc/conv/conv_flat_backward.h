@@ -92,6 +92,9 @@ class FlatBackward {
       const auto taken = static_cast<int>(all * (part + 1) / parts - vector);
       for (int v = 0; v < taken; ++v) {
         const int64_t channel = (vector + v) * kLanes<T>;
+        for (int64_t c = channel; c < least(channel + kLanes<T>, p_.c); ++c)
+          for (int64_t i = 0; i < width; i += 64 / sizeof(T))  // of the next panel
+            __builtin_prefetch(from + c * plane + width + i);
         pack_vector(from + channel * plane, 1, plane, p_.c - channel, width, taken,
                     x_.data() + v * kLanes<T>);
       }

@@ -5,8 +5,9 @@
 // contiguous image (all channels, if it is not depthwise) or a band of the rows of a channels-last
 // one: each is a convolution and a pooling of their own, which the families' kernels run. Every
 // element is summed as in the whole problem, so the bits are those of the two in sequence.
-// Tried and lost: parts of the output channels of pointwise layers, which fit the second-level cache
-// but load the image's input again each (6 to 20 % slower than whole images in the third-level one).
+// Tried and lost: parts of the output channels of pointwise layers, which fit the second-level
+// cache but load the image's input again each (6 to 20 % slower than whole images in the
+// third-level one).
 #pragma once
 
 #include "block/block.h"

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import weft
 import weft.functional as W
-from weft.testing import host_execution
+from harness import DTYPES
+from weft import _C
+from weft.testing import cpu_target, host_execution
 
 # Channels in and out, groups, extents, window, stride, padding, and how the plan cuts them.
 MAPS: dict[str, tuple[int, int, int, tuple[int, ...], int, int, int]] = {
@@ -31,6 +33,7 @@ POOLS = {
     "max 3": {"pooling": "max", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
     "max dense": {"pooling": "max", "pool_size": 3, "pool_stride": 1},
     "avg 2": {"pooling": "avg", "pool_size": 2},
+    "avg apart": {"pooling": "avg", "pool_size": 2, "pool_stride": 5},
     "avg 3": {"pooling": "avg", "pool_size": 3, "pool_stride": 2, "pool_padding": 1},
 }
 
@@ -100,8 +103,55 @@ def test_same_bits_for_any_number_of_threads(last: bool) -> None:
     assert all(torch.equal(outputs[0], y) for y in outputs)
 
 
-def test_the_unpooled_map_is_not_kept() -> None:
-    block, sequence, x = build("depthwise", "max 2", False)
+@pytest.mark.parametrize("target", ["baseline", "avx2", "avx512"])
+def test_signs_of_averages(target: str) -> None:
+    """The gradient's bits are those of the layers one by one, whatever is kept instead of a map."""
+    if target not in _C.available_cpu_targets():
+        return
+    options = {"detector": "leaky_relu", "negative_slope": 0.25}
+    for detector in ({}, options):
+        for case, last in (
+            ("depthwise", True),
+            ("pointwise", False),
+            ("3-d", True),
+            ("1-d", False),
+        ):
+            for pool in ("avg 2", "avg 3", "avg apart"):
+                block, sequence, x = build(case, pool, last, **detector)
+                if detector:
+                    sequence[1] = torch.nn.LeakyReLU(0.25)
+                x.requires_grad_()
+                with cpu_target(target):
+                    found, expected = (m(x) for m in (block, sequence))
+                    grad = torch.randn_like(found)
+                    found, expected = (
+                        torch.autograd.grad(y, (x, *m.parameters()), grad)
+                        for y, m in ((found, block), (expected, sequence))
+                    )
+                for f, e in zip(found, expected, strict=True):
+                    assert torch.equal(f, e), (case, pool)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_signs_of_every_dtype(last: bool) -> None:
+    layout = torch.channels_last if last else torch.contiguous_format
+    pool = ([3, 2], [2, 2], [1, 0])
+    for dtype in DTYPES:
+        x = torch.randn(2, 5, 9, 11, dtype=dtype).contiguous(memory_format=layout)
+        x[0, 2, 3, 4] = torch.nan
+        w = torch.ones(5, 1, 1, 1, dtype=dtype)
+        window = ([1, 1], [0, 0], [1, 1], 5)
+        y, signs = torch.ops.weft.conv_pooled(x, w, None, "relu", 0, *window, "avg", *pool, True)
+        grad = torch.randn_like(y)
+        found = torch.ops.weft.conv_pooled_grad(grad, signs, x.shape, "relu", 0, *pool, last)
+        spread = torch.ops.weft.avg_pool_backward(grad, x.shape, *pool, False, True, None, last)
+        assert torch.equal(found, torch.ops.aten.threshold_backward(spread, x, 0))
+        assert found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("pool", ["max 2", "avg 2"])
+def test_the_unpooled_map_is_not_kept(pool: str) -> None:
+    block, sequence, x = build("depthwise", pool, False)
     kept = []
     for module in (block, sequence):
         tensors: dict[int, int] = {}
@@ -137,6 +187,20 @@ def test_opcheck_compile_and_second_derivative(device: torch.device) -> None:
                 torch.ops.weft.conv_pooled.default,
                 (*tensors, "relu", 0.0, *window, kind, [2, 2], [2, 2], [0, 0], keep),
             )
+    if device.type == "cpu":
+        pool = ([2, 2], [2, 2], [0, 0])
+        _, signs = torch.ops.weft.conv_pooled(*tensors, "relu", 0, *window, "avg", *pool, True)
+        torch.library.opcheck(
+            torch.ops.weft.conv_pooled_grad.default,
+            (torch.randn(2, 3, 2, 3).double(), signs, [2, 3, 5, 6], "relu", 0, *pool, False),
+        )
+    for kind in ("max", "avg"):
+        block.pooling = kind
+        check_second_derivative(block, x)
+
+
+def check_second_derivative(block: Any, x: Tensor) -> None:
+    pooling = getattr(W, f"{block.pooling}_pool2d")
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), block(x))
@@ -146,7 +210,7 @@ def test_opcheck_compile_and_second_derivative(device: torch.device) -> None:
         return torch.autograd.grad(gx.square().sum(), (x, block.weight))
 
     def sequence(x: Tensor) -> Tensor:
-        return W.max_pool2d(W.conv2d(x, block.weight, block.bias).relu(), 2)
+        return pooling(W.conv2d(x, block.weight, block.bias).relu(), 2)
 
     for f, e in zip(gradient_of_the_penalty(block), gradient_of_the_penalty(sequence), strict=True):
         torch.testing.assert_close(f, e)
@@ -158,6 +222,16 @@ def test_errors_of_the_op() -> None:
         torch.ops.weft.conv_pooled(
             x, w, None, "relu", 0.0, [1], [0], [1], 1, "min", [2], [2], [0], False
         )
+    signs = torch.zeros(1, 1, dtype=torch.uint8)
+    grad = torch.ones(1, 1, 2)
+    for bad, words in (
+        ((grad[:, :, :1], signs, "relu"), r"expected grad of size \[1, 1, 2\], got \[1, 1, 1\]"),
+        ((grad, signs[:0], "relu"), r"signs of size \[1, 1\], got Byte of size \[0, 1\]"),
+        ((grad, signs, "tanh"), "expected activation to be relu or leaky_relu, got tanh"),
+    ):
+        arguments = (*bad[:2], [1, 1, 4], bad[2], 0.0, [2], [2], [0], False)
+        with pytest.raises((RuntimeError, ValueError), match=words):
+            torch.ops.weft.conv_pooled_grad(*arguments)
     with pytest.raises(RuntimeError, match="pad should be at most half"):
         weft.nn.ConvBlock1d(1, 1, 1, pooling="max", pool_padding=2)(x)
     with host_execution(), pytest.raises(RuntimeError, match="output size is too small"):

@@ -5,8 +5,12 @@
 // contiguous image (all channels, if it is not depthwise) or a band of the rows of a channels-last
 // one: each is a convolution and a pooling of their own, which the families' kernels run. Every
 // element is summed as in the whole problem, so the bits are those of the two in sequence.
+// Tried and lost: parts of the output channels of pointwise layers, which fit the second-level
+// cache but load the image's input again each (6 to 20 % slower than whole images in the
+// third-level one).
 #pragma once
 
+#include "block/block.h"
 #include "conv/conv_plan.h"
 #include "pool/pool_plan.h"
 
@@ -60,7 +64,8 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const int64_t image = p.out_channels() * p.out_positions();
   const int64_t size = size_of(p.dtype);
   const ConvPath path = conv_gather_path(p, false, lanes);
-  const bool dense = path == ConvPath::product || path == ConvPath::planes;
+  const bool dense =
+      path == ConvPath::product || path == ConvPath::planes || path == ConvPath::flat;
   // Planes of few channels pool in sequence; of more, they only save turning round, and fuse.
   const bool few_channels = path == ConvPath::planes && (p.channels_last || p.k < lanes);
   BlockPlan plan;
@@ -95,6 +100,34 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   return plan;
 }
 
+// How the gradient of the unpooled map is cut: into planes of a contiguous map, into bands of rows
+// of a channels-last one, each of which stays in the second-level cache until the activation's
+// gradient is in it too.
+struct BlockGradPlan {
+  int axis;       // bands: of which axis
+  int64_t step;   // planes, or rows of the map, of a task
+  int64_t parts;  // of all planes, or of an image
+};
+
+inline BlockGradPlan plan_block_grad(const PoolProblem& pool, bool channels_last) {
+  using namespace block_plan;
+  const int axis = pool.in[0] > 1 ? 0 : 1;
+  const int64_t unit =
+      channels_last ? row_elements(pool.in, axis, pool.inner) : pool.in_positions();
+  const int64_t units = channels_last ? pool.in[axis] : pool.outer;
+  const int64_t fit = kBufferBytes / (unit * size_of(pool.dtype));
+  const int64_t parts = ceil_div(units, fit > 1 ? fit : 1);
+  const int64_t step = ceil_div(units, parts);
+  return {axis, step, ceil_div(units, step)};
+}
+
+// Rows of signs of a map, of the output of a convolution.
+inline SignRows sign_rows(const PoolProblem& pool, bool channels_last, Activation activation,
+                          double slope) {
+  const int64_t length = channels_last ? pool.in[2] * pool.inner : pool.in_positions();
+  return {pool.dtype, activation, slope, pool.in_elements() / (length > 0 ? length : 1), length};
+}
+
 // ---- the parts ---------------------------------------------------------------------------------
 
 // A part as a problem of its own, and where its operands begin.
@@ -102,12 +135,14 @@ struct BlockPart {
   ConvProblem conv;
   PoolProblem pool;
   int64_t x, w, bias, y;  // elements
+  int64_t sign;           // the first row of signs
+  int64_t signs;          // rows of them: those that are not the next part's as well
 };
 
 inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t task) {
   const ConvProblem& whole = b.conv;
   const int64_t n = task / plan.parts, begin = task % plan.parts * plan.step;
-  BlockPart part{whole, b.pool, 0, 0, 0, 0};
+  BlockPart part{whole, b.pool, 0, 0, 0, 0, 0, 0};
   ConvProblem& conv = part.conv;
   PoolProblem& pool = part.pool;
   conv.direct = true;
@@ -120,7 +155,8 @@ inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t t
     part.w = begin * whole.k * whole.c * whole.window_elements();
     part.bias = begin * whole.k;
     part.y += part.bias * pool.out_positions();
-    pool.outer = conv.out_channels();
+    part.sign = n * whole.out_channels() + part.bias;
+    part.signs = pool.outer = conv.out_channels();
     return part;
   }
   using block_plan::row_elements;
@@ -129,6 +165,11 @@ inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t t
   const int64_t end = rows - begin < plan.step ? rows : begin + plan.step;
   const Range read = block_plan::band_rows(pool, axis, begin, end);
   part.y += begin * row_elements(pool.out, axis, pool.inner);
+  const int64_t slice = axis == 0 ? whole.out[1] : 1;  // rows of signs
+  part.sign = n * whole.out[0] * whole.out[1] + read.begin * slice;
+  const int64_t next =
+      end < rows ? block_plan::band_rows(pool, axis, end, end + 1).begin : read.end;
+  part.signs = ((next < read.end ? next : read.end) - read.begin) * slice;
   conv.out[axis] = read.end - read.begin;
   // The band's own rows of the input alone, at least one: kernels copy what they are given.
   Window& window = conv.window[axis];
@@ -145,6 +186,51 @@ inline BlockPart part_of(const BlockProblem& b, const BlockPlan& plan, int64_t t
   pool.in[axis] = conv.out[axis];
   pool.out[axis] = end - begin;
   pool.window[axis].padding += read.begin - begin * pool.window[axis].stride;
+  return part;
+}
+
+// A part of the gradient: a pooling of its own, where its operands begin, and its rows of signs.
+struct BlockGradPart {
+  PoolProblem pool;
+  int64_t x, y;  // elements of the map and of what was pooled
+  int64_t sign, signs;
+};
+
+inline BlockGradPart grad_part_of(const PoolProblem& whole, const BlockGradPlan& plan,
+                                  bool channels_last, int64_t task) {
+  const int64_t begin = task % plan.parts * plan.step, n = task / plan.parts;
+  BlockGradPart part{whole, 0, 0, 0, 0};
+  PoolProblem& pool = part.pool;
+  const auto end_of = [&](int64_t extent) {
+    return extent - begin < plan.step ? extent : begin + plan.step;
+  };
+  if (!channels_last) {
+    pool.outer = end_of(whole.outer) - begin;
+    part.x = begin * whole.in_positions();
+    part.y = begin * whole.out_positions();
+    part.sign = begin;
+    part.signs = pool.outer;
+    return part;
+  }
+  using block_plan::row_elements;
+  const int axis = plan.axis;
+  const int64_t end = end_of(whole.in[axis]), slice = axis == 0 ? whole.in[1] : 1;
+  // The pooled rows whose windows hold one of the band's.
+  PoolWindow& window = pool.window[axis];
+  const int64_t last = outputs_covering(window, end - 1, whole.out[axis]).end;
+  int64_t first = outputs_covering(window, begin, whole.out[axis]).begin;
+  if (first > last) first = last;
+  // Where none holds the band's first row, the one before: padding is never negative.
+  if (begin + window.padding < first * window.stride) --first;
+  part.x = (n * whole.in[0] * whole.in[1] + begin * slice) * whole.in[2] * whole.inner;
+  part.y =
+      n * whole.out_positions() * whole.inner + first * row_elements(whole.out, axis, whole.inner);
+  part.sign = n * whole.in[0] * whole.in[1] + begin * slice;
+  part.signs = (end - begin) * slice;
+  pool.outer = 1;
+  pool.in[axis] = end - begin;
+  pool.out[axis] = last - first;
+  window.padding += begin - first * window.stride;
   return part;
 }
 

@@ -83,6 +83,9 @@ struct ConvKernels {
   // dgrad, wgrad and bias_grad in one walk, the activation undone; null: one by one. Asked for
   // where conv_fuses_backward (conv_plan.h) says so.
   void (*backward)(const ConvProblem&, const ConvGradients&, const Context&) = nullptr;
+  // undone = gy with the activation of y undone; and gb, which may be null, of that. Null: torch's.
+  void (*undo)(const ConvProblem&, const void* gy, const void* y, void* undone, void* gb,
+               const Context&) = nullptr;
 };
 
 WEFT_DECLARE_KERNEL_TABLES(ConvKernels, conv_kernels)

@@ -12,8 +12,10 @@ using ConvWgrad = void(const ConvProblem&, const void* x, const void* gy, void* 
 
 using ConvBackward = void(const ConvProblem&, const ConvGradients&, const Context&);
 
-ConvBackward conv_depthwise_backward;
-ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather, conv_winograd_gather;
-ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad, conv_winograd_wgrad;
+ConvBackward conv_depthwise_backward, conv_flat_backward;
+ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather, conv_winograd_gather,
+    conv_flat_gather;
+ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad, conv_winograd_wgrad,
+    conv_flat_wgrad;
 
 }  // namespace weft::WEFT_TARGET

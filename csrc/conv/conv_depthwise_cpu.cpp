@@ -1,7 +1,8 @@
-// Depthwise convolution; see conv/conv_rows.h, of stride 2 conv/conv_pairs.h and, channels-last,
-// conv/conv_depthwise.h.
+// Depthwise convolution, by the paths of conv_plan.h: see conv/conv_rows.h, conv/conv_pairs.h,
+// conv/conv_short_rows.h and, channels-last, conv/conv_depthwise.h.
 #include "conv/conv_cpu.h"
 #include "conv/conv_depthwise_backward.h"
+#include "conv/conv_plan.h"
 #include "conv/conv_rows_backward.h"
 #if defined(__AVX512F__)
 #include "conv/conv_pairs_backward.h"
@@ -18,13 +19,18 @@ void conv_depthwise_gather(const ConvProblem& p, bool transposed, const void* sr
     const auto *from = static_cast<const T*>(src), *weights = static_cast<const T*>(w),
                *start = static_cast<const T*>(bias);
     auto* const to = static_cast<T*>(dst);
+    switch (conv_gather_path(p, transposed, kLanes<T>)) {
 #if defined(__AVX512F__)
-    if (!transposed && goes_in_pairs(p)) return gather_pairs(p, from, weights, start, to, context);
-    if (!transposed && has_short_rows(p))
-      return gather_short_rows(p, from, weights, start, to, context);
+      case ConvPath::pairs:
+        return gather_pairs(p, from, weights, start, to, context);
+      case ConvPath::short_rows:
+        return gather_short_rows(p, from, weights, start, to, context);
 #endif
-    const auto run = p.channels_last ? depthwise_gather<T> : gather_rows<T>;
-    run(p, g, from, weights, start, to, context);
+      case ConvPath::pixels:
+        return depthwise_gather(p, g, from, weights, start, to, context);
+      default:
+        return gather_rows(p, g, from, weights, start, to, context);
+    }
   });
 }
 
@@ -40,11 +46,16 @@ void conv_depthwise_wgrad(const ConvProblem& p, const void* x, const void* gy, v
 void conv_depthwise_backward(const ConvProblem& p, const ConvGradients& t, const Context& context) {
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
+    switch (conv_backward_path(p, kLanes<T>)) {
 #if defined(__AVX512F__)
-    if (goes_in_pairs(p)) return backward_walk<T, PairBackward<T>>(p, t, context);
+      case ConvPath::pairs:
+        return backward_walk<T, PairBackward<T>>(p, t, context);
 #endif
-    const auto run = p.channels_last ? backward_pixels<T> : backward_walk<T, RowBackward<T>>;
-    run(p, t, context);
+      case ConvPath::pixels:
+        return backward_pixels<T>(p, t, context);
+      default:
+        return backward_walk<T, RowBackward<T>>(p, t, context);
+    }
   });
 }
 

@@ -22,7 +22,8 @@ void wgrad_product(const ConvProblem& p, const T* x, const T* gy, T* gw, const C
   const int64_t images = planes || folded ? images_at_a_time(p.n, walk.x_image() + gy_image) : p.n;
   Scratch<T> x_pixels(planes || folded ? images * walk.x_image() : 0);
   Scratch<T> gy_pixels(planes ? images * gy_image : 0);
-  Scratch<T> gw_pixels(planes ? p.weight_elements() : 0);
+  const bool turns = planes && p.window_elements() > 1;  // gw
+  Scratch<T> gw_pixels(turns ? p.weight_elements() : 0);
   const auto load = [&](int64_t n, int64_t count) {
     PixelOperands<T> operands = {x + n * x_image, gy + n * gy_image};
     if (folded)
@@ -36,8 +37,8 @@ void wgrad_product(const ConvProblem& p, const T* x, const T* gy, T* gw, const C
     if (planes) operands.gy = gy_pixels.data();
     return operands;
   };
-  wgrad_images(walk, images, load, planes ? gw_pixels.data() : gw, context);
-  if (planes) transpose(gw_pixels.data(), p.out_channels(), p.window_elements(), p.c, gw, context);
+  wgrad_images(walk, images, load, turns ? gw_pixels.data() : gw, context);
+  if (turns) transpose(gw_pixels.data(), p.out_channels(), p.window_elements(), p.c, gw, context);
 }
 
 }  // namespace

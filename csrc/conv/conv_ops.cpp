@@ -176,6 +176,8 @@ void check_grad_size(const Tensor& grad, const ConvProblem& p, int rank) {
               ": grad must have the output's size ", output_size(p, rank), ", got ", grad.sizes());
 }
 
+}  // namespace
+
 Activation activation_of(c10::string_view name, double slope) {
   constexpr std::pair<c10::string_view, Activation> kNames[] = {
       {"none", Activation::none},
@@ -193,7 +195,7 @@ Activation activation_of(c10::string_view name, double slope) {
                     name);
 }
 
-}  // namespace
+namespace {}  // namespace
 
 ConvRequest conv_request(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias, c10::string_view activation,
@@ -357,15 +359,25 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(const Tensor& input, const Tens
   const auto& kernels = kernels_for(input, conv_kernels_for);
   const auto format = common_layout(grad, weight);
   p.channels_last = format != at::MemoryFormat::Contiguous;
-  const bool on_cpu = planning() ? is_cpu(planned_target()) : kernels.backward != nullptr;
-  if (!on_cpu || !conv_fuses_backward(p) || p.in_elements() == 0 || p.out_elements() == 0 ||
-      format != common_layout(input, grad)) {
-    const Tensor gy = output ? conv_sum_gradient(grad, *output, activation, slope) : grad;
+  const Target target = planning() ? planned_target() : target_for(input);
+  if (!is_cpu(target) || !conv_fuses_backward(p, conv_lanes(target, p.dtype)) ||
+      p.in_elements() == 0 || p.out_elements() == 0 || format != common_layout(input, grad)) {
+    Tensor gy = grad, gb = at::empty({0}, grad.options());
+    if (output && kernels.undo && !planning() && p.out_elements() > 0) {
+      p.channels_last = layout_of(grad) != at::MemoryFormat::Contiguous;
+      const Tensor from = grad.contiguous(layout_of(grad)), y = output->contiguous(layout_of(grad));
+      gy = empty_output(from, grad.sizes(), layout_of(grad));
+      if (bias) gb = empty_output(gy, {p.out_channels()});
+      kernels.undo(p, from.const_data_ptr(), y.const_data_ptr(), gy.mutable_data_ptr(),
+                   bias ? gb.mutable_data_ptr() : nullptr, context_for(gy));
+    } else {
+      if (output) gy = conv_sum_gradient(grad, *output, activation, slope);
+      if (bias) gb = conv_bias_gradient(gy, weight.sizes());
+    }
     Tensor gx =
         conv_dgrad(gy, weight, std::nullopt, input.sizes(), stride, padding, dilation, groups);
     Tensor gw = conv_wgrad(input, gy, weight.sizes(), stride, padding, dilation, groups);
-    if (!bias) return {gx, gw, at::empty({0}, grad.options())};
-    return {gx, gw, conv_bias_gradient(gy, weight.sizes())};
+    return {gx, gw, gb};
   }
   const Tensor x = input.contiguous(format), gy = grad.contiguous(format);
   const Tensor w = weight.contiguous(format);

@@ -13,6 +13,8 @@
 
 namespace weft {
 
+Activation activation_of(c10::string_view name, double slope);
+
 // True where plans are asked for: what would run is noted, and nothing need run.
 bool conv_planned(const ConvProblem& p, ConvStep step);
 

@@ -12,20 +12,11 @@
 
 #include "conv/conv_activation.h"
 #include "conv/conv_lane_span.h"
+#include "conv/conv_plan.h"
 #include "core/row_writer.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
-
-inline constexpr int64_t kMostPairWindow = 4;
-
-inline bool goes_in_pairs(const ConvProblem& p) {
-  const auto fits = [](const Window& w) {
-    return w.stride == 2 && w.dilation == 1 && w.size >= 2 && w.size <= kMostPairWindow;
-  };
-  return !p.channels_last && p.in[0] == 1 && p.out[0] == 1 && p.window[0].size == 1 &&
-         fits(p.window[1]) && fits(p.window[2]) && p.window[1].size == p.window[2].size;
-}
 
 // The maps of one plane, in pairs of rows and of columns.
 struct PairMaps {

@@ -82,11 +82,12 @@ void pack_panels(const ConvProblem& p, const Gather& g, const PanelLayout& layou
   // In one run of terms every place begins with a word of its own.
   const int64_t channels = kPairs && folded ? round_up(p.c, 2) : p.c;
   const int64_t filter = window * channels;
+  const bool is_last = p.channels_last || window == 1;
   const bool direct =
       !kPairs && !p.channels_last && !folded && (!g.transposed || window >= kLane / 2);
   // Contiguous weights that are not packed as they lie.
-  Scratch<T> last(p.channels_last || direct ? 0 : p.weight_elements());
-  if (!p.channels_last && !direct) {
+  Scratch<T> last(is_last || direct ? 0 : p.weight_elements());
+  if (!is_last && !direct) {
     transpose(weights, p.out_channels(), p.c, window, last.data(), context);
     weights = last.data();
   }

@@ -21,15 +21,19 @@ constexpr const char* name_of(ConvStep step) {
 }
 
 enum class ConvPath : uint8_t {
-  rows,      // depthwise, contiguous: vectors along W, rows share their loads
-  pixels,    // depthwise, channels-last: vectors along the channels
-  product,   // vectors along the channels, pixels are rows of a tile product
-  planes,    // few channels or products: flat runs over a band of contiguous planes
-  winograd,  // 3x3 windows: vectors along the channels, a tile product for each point of a tile
+  rows,        // depthwise, contiguous: vectors along W, rows share their loads
+  pairs,       // the same of stride 2: rows in pairs, unzipped in registers
+  short_rows,  // the same of rows that a vector holds: read where they lie
+  pixels,      // depthwise, channels-last: vectors along the channels
+  product,     // vectors along the channels, pixels are rows of a tile product
+  planes,      // few channels or products: flat runs over a band of contiguous planes
+  winograd,    // 3x3 windows: vectors along the channels, a tile product for each point of a tile
+  flat,        // windows of one place, contiguous: vectors along an image's positions
 };
 
 constexpr const char* name_of(ConvPath path) {
-  constexpr const char* kNames[] = {"rows", "pixels", "product", "planes", "winograd"};
+  constexpr const char* kNames[] = {"rows",    "pairs",  "short_rows", "pixels",
+                                    "product", "planes", "winograd",   "flat"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -38,12 +42,46 @@ WEFT_HD constexpr bool conv_is_depthwise(const ConvProblem& p) {
   return p.c == 1 && p.k == 1 && (p.groups > 1 || !p.channels_last);
 }
 
-// `lanes`: numbers of the accumulation type in a vector; `channels`: of one group, on the side that
-// vectors would run along. Channels-last maps of a window are copied to planes where a vector would
-// be `empty` times as long as the channels: then the copies are worth it.
+// Vectors of AVX-512, whose loads and stores take masks.
+constexpr bool conv_has_masks(const ConvProblem& p, int64_t lanes) {
+  return lanes * (p.dtype == DType::f64 ? 8 : 4) == 64;
+}
+
+// Square windows in a plane, of which `fits` tells whether an axis is right.
+template <class Fits>
+constexpr bool conv_square(const ConvProblem& p, const Fits& fits) {
+  return p.in[0] == 1 && p.out[0] == 1 && p.window[0].size == 1 && fits(p.window[1]) &&
+         fits(p.window[2]) && p.window[1].size == p.window[2].size;
+}
+constexpr int64_t kMostPairWindow = 4;
+constexpr bool conv_goes_in_pairs(const ConvProblem& p) {
+  return conv_square(p, [](const Window& w) {
+    return w.stride == 2 && w.dilation == 1 && w.size >= 2 && w.size <= kMostPairWindow;
+  });
+}
+// Maps of a window of 3 that are higher go faster down the rows of scratch (conv_row_stream.h).
+constexpr bool conv_has_short_rows(const ConvProblem& p, int64_t lanes) {
+  constexpr int64_t kStreamedRows = 14;
+  const bool fits = conv_square(p, [](const Window& w) {
+    return w.stride == 1 && w.dilation == 1 && (w.size == 3 || w.size == 5 || w.size == 7);
+  });
+  return fits && (p.window[1].size > 3 || p.out[1] <= kStreamedRows) && p.out[2] <= lanes;
+}
+
+// With AVX-512 alone, whose masks take the ends of rows, in other ways than `rows`.
+constexpr ConvPath conv_depthwise_path(const ConvProblem& p, ConvStep step, int64_t lanes) {
+  if (p.channels_last) return ConvPath::pixels;
+  const bool fprop = step == ConvStep::fprop, masks = conv_has_masks(p, lanes);
+  if (masks && (fprop || step == ConvStep::backward) && conv_goes_in_pairs(p))
+    return ConvPath::pairs;
+  return masks && fprop && conv_has_short_rows(p, lanes) ? ConvPath::short_rows : ConvPath::rows;
+}
+
+// Not depthwise. `lanes`: numbers of the accumulation type in a vector; `channels`: of one group,
+// on the side that vectors would run along. Channels-last maps of a window are copied to planes
+// where a vector would be `empty` times as long as the channels: then the copies are worth it.
 WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int64_t lanes,
                                      int64_t empty) {
-  if (conv_is_depthwise(p)) return p.channels_last ? ConvPath::pixels : ConvPath::rows;
   const bool fills =
       p.channels_last ? empty * channels > lanes || p.window_elements() == 1 : channels >= lanes;
   return fills ? ConvPath::product : ConvPath::planes;
@@ -53,29 +91,59 @@ WEFT_HD constexpr ConvPath conv_path(const ConvProblem& p, int64_t channels, int
 // round: as planes they are taken as they lie. Not of bf16, where the product has two for one, nor
 // with the few registers of narrower vectors.
 WEFT_HD constexpr bool conv_turns_for_little(const ConvProblem& p, int64_t lanes) {
-  constexpr int64_t kProducts = 32, kVectorBytes = 64;
+  constexpr int64_t kProducts = 32;
   return !p.channels_last && p.window_elements() > 1 && p.dtype != DType::bf16 &&
-         lanes * (p.dtype == DType::f64 ? 8 : 4) >= kVectorBytes &&
+         conv_has_masks(p, lanes) &&
          p.out_elements() * p.c * p.window_elements() <
              kProducts * (p.in_elements() + p.out_elements());
 }
 
+// Whether contiguous maps and a window of one place are a product for each image, of vectors along
+// its positions: where the lanes that are empty past the last position cost less than those past
+// the last channel and turning both maps round. Not of bf16, whose products of pairs want channels
+// as neighbours.
+WEFT_HD constexpr bool conv_takes_flat(const ConvProblem& p, int64_t channels, int64_t lanes) {
+  constexpr int64_t kTurn = 16;  // products that turning an element round costs
+  if (p.channels_last || p.window_elements() > 1 || p.dtype == DType::bf16 || p.c < lanes ||
+      p.k < lanes)
+    return false;
+  for (int a = 0; a < 3; ++a)
+    if (p.window[a].stride > 1 || p.window[a].padding != 0 || p.in[a] != p.out[a]) return false;
+  const int64_t positions = p.out_positions(), terms = p.c + p.k - channels;
+  return ceil_div(positions, lanes) * lanes * channels * terms <=
+         positions * (ceil_div(channels, lanes) * lanes * terms + kTurn * (p.c + p.k));
+}
+
 // fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
-  if (!transposed && !conv_is_depthwise(p) && conv_turns_for_little(p, lanes))
-    return ConvPath::planes;
-  const ConvPath path = conv_path(p, transposed ? p.c : p.k, lanes, p.dtype == DType::bf16 ? 4 : 2);
+  if (conv_is_depthwise(p))
+    return conv_depthwise_path(p, transposed ? ConvStep::dgrad : ConvStep::fprop, lanes);
+  if (!transposed && conv_turns_for_little(p, lanes)) return ConvPath::planes;
+  const int64_t channels = transposed ? p.c : p.k;
+  if (conv_takes_flat(p, channels, lanes)) return ConvPath::flat;
+  const ConvPath path = conv_path(p, channels, lanes, p.dtype == DType::bf16 ? 4 : 2);
   if (path == ConvPath::product && conv_takes_winograd(p, transposed)) return ConvPath::winograd;
   return path;
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
+  if (conv_is_depthwise(p)) return conv_depthwise_path(p, ConvStep::wgrad, lanes);
+  if (conv_takes_flat(p, p.c, lanes)) return ConvPath::flat;
   const ConvPath path = conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
   if (path == ConvPath::product && conv_wgrad_takes_winograd(p)) return ConvPath::winograd;
   return path;
 }
 
-// Whether all gradients come of one walk on CPU: where no two of them are a tile product.
-WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p) { return conv_is_depthwise(p); }
+// Whether all gradients come of one walk on CPU: of depthwise ones, and of flat ones where the sums
+// of gw that its tasks hold are few beside the map that is read once instead of twice.
+WEFT_HD constexpr bool conv_fuses_backward(const ConvProblem& p, int64_t lanes) {
+  constexpr int64_t kTasks = 16;
+  return conv_is_depthwise(p) ||
+         (conv_takes_flat(p, p.c, lanes) && kTasks * p.weight_elements() <= p.out_elements());
+}
+
+WEFT_HD constexpr ConvPath conv_backward_path(const ConvProblem& p, int64_t lanes) {
+  return conv_is_depthwise(p) ? conv_depthwise_path(p, ConvStep::backward, lanes) : ConvPath::flat;
+}
 
 // ---- costs -------------------------------------------------------------------------------------
 

@@ -88,9 +88,9 @@ void note(const ConvProblem& p, ConvStep step) {
     return note_plan(std::move(plan));
   }
   const int64_t lanes = conv_lanes(target, p.dtype);
-  // What is fused takes the path of any of its steps.
-  const ConvPath path = step == ConvStep::wgrad
-                            ? conv_wgrad_path(p, lanes)
+  const ConvPath path = step == ConvStep::wgrad ? conv_wgrad_path(p, lanes)
+                        : step == ConvStep::backward
+                            ? conv_backward_path(p, lanes)
                             : conv_gather_path(p, step == ConvStep::dgrad, lanes);
   plan.path = name_of(path);
   plan.bytes = conv_bytes(p, step, path);

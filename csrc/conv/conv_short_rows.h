@@ -18,18 +18,6 @@ namespace {
 
 inline constexpr int kShortTiles[] = {4, 7};  // output rows
 
-// Maps of a window of 3 that are higher go faster down the rows of scratch (conv_row_stream.h).
-inline bool has_short_rows(const ConvProblem& p) {
-  constexpr int64_t kStreamedRows = 2 * kShortTiles[1];
-  const auto fits = [](const Window& w) {
-    return w.stride == 1 && w.dilation == 1 && (w.size == 3 || w.size == 5 || w.size == 7);
-  };
-  return !p.channels_last && p.in[0] == 1 && p.out[0] == 1 && p.window[0].size == 1 &&
-         fits(p.window[1]) && fits(p.window[2]) && p.window[1].size == p.window[2].size &&
-         (p.window[1].size > 3 || p.out[1] <= kStreamedRows) &&
-         p.out[2] <= (p.dtype == DType::f64 ? kLanes<double> : kLanes<float>);
-}
-
 template <class T>
 struct ShortRows {
   using Acc = accumulate_t<T>;

@@ -17,12 +17,17 @@ struct TransposeTile {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t,
                                   std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
   using V = typename vector_of<Bits, kSize>::type;
+  // Rows lie far apart, and are asked for some squares ahead.
+  static constexpr int64_t kAhead = 512 / sizeof(T);
 
   // A square of kSize rows and columns.
   static WEFT_INLINE void run(const T* in, int64_t in_step, T* out, int64_t out_step) {
     V row[kSize];
 #pragma GCC unroll 16
-    for (int i = 0; i < kSize; ++i) memcpy(&row[i], in + i * in_step, sizeof(V));
+    for (int i = 0; i < kSize; ++i) {
+      memcpy(&row[i], in + i * in_step, sizeof(V));
+      __builtin_prefetch(in + i * in_step + kAhead);
+    }
     transpose(row);
 #pragma GCC unroll 16
     for (int i = 0; i < kSize; ++i)

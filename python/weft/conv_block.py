@@ -1,12 +1,14 @@
 """Convolution, activation and pooling as one op.
 
 On CPU a part of the map at a time is convolved into the cache and pooled from there; the unpooled
-map is never written. Training keeps the pooled output and, per output, the place of its maximum:
-what the activation does to a gradient is known from the maximum itself.
+map is never written. Training with maxima keeps the pooled output and, per output, the place of its
+maximum: what the activation does to a gradient is known from the maximum itself. With averages it
+keeps the signs of the unpooled map, a bit for each element.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from weft.conv_ops import (
     save_operands,
 )
 from weft.pool_ops import (
+    AvgPoolBackward,
     AvgWindow,
     MaxPoolBackward,
     MaxWindow,
@@ -46,6 +49,10 @@ class Pooling(NamedTuple):
     @property
     def window(self) -> MaxWindow:
         return MaxWindow(self.size, self.stride, self.padding, (1,) * len(self.size), False)
+
+    @property
+    def average(self) -> AvgWindow:
+        return AvgWindow(self.size, self.stride, self.padding, False, True, None)
 
     @property
     def overlaps(self) -> bool:
@@ -83,12 +90,35 @@ def _(
     pooling: str,
     *pool: Any,
 ) -> tuple[Tensor, Tensor]:
-    *sizes, keep_places = pool
+    *sizes, keep = pool
     window = Pooling(pooling, *sizes).window
     map_ = _ops.conv(input, weight, bias, stride, padding, dilation, groups)
     size = _output_size(map_.shape, window, window.dilation)
-    keeps = keep_places and pooling == "max"
-    return _max_outputs(map_, size, window.kernel_size, keeps)
+    output, places = _max_outputs(map_, size, window.kernel_size, keep and pooling == "max")
+    if pooling == "max":
+        return output, places
+    kept: tuple[int, ...] = (0,)
+    if keep and activation in _HAVE_SIGNS and input.device.type == "cpu":
+        kept = _sign_size(map_)
+    return output, input.new_empty(kept, dtype=torch.uint8)
+
+
+_HAVE_SIGNS = ("relu", "leaky_relu")
+
+
+def _sign_size(map_: Tensor) -> tuple[int, int]:
+    """Rows of a map that lie one after another, and the bytes of the signs of one."""
+    positions = math.prod(map_.shape[2:])
+    length = map_.shape[1] * map_.shape[-1] if _channels_last(map_, map_.dim() - 2) else positions
+    return map_.numel() // max(length, 1), -(-length // 8)
+
+
+@torch.library.register_fake("weft::conv_pooled_grad")
+def _(grad: Tensor, signs: Tensor, size: Sequence[int], *rest: Any) -> Tensor:
+    layout = torch.contiguous_format
+    if rest[-1]:
+        layout = torch.channels_last if len(size) == 4 else torch.channels_last_3d
+    return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
 class ConvMaxPooled(Function):
@@ -124,6 +154,48 @@ class ConvMaxPooled(Function):
         return *gradients(ctx, input, weight, grad), *(None,) * 4
 
 
+class ConvAvgPooled(Function):
+    """y = average of activation(x ⋆ w + b) over windows; also returns the signs of the map.
+
+    A gradient that will be differentiated again is taken by way of the map, which is made anew.
+    """
+
+    @staticmethod
+    def compute(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        window: ConvWindow,
+        pooling: Pooling,
+    ) -> tuple[Tensor, Tensor]:
+        return _ops.conv_pooled(input, weight, bias, activation, slope, *window, *pooling, True)
+
+    @staticmethod
+    def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:
+        input, weight, bias, ctx.activation, ctx.slope, ctx.window, ctx.pooling = args
+        ctx.sizes = input.shape, weight.shape
+        ctx.last = _channels_last(outputs[0], input.dim() - 2)
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(input, weight, bias, outputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        input, weight, bias, signs = ctx.saved_tensors
+        activation, slope, window, pooling = ctx.activation, ctx.slope, ctx.window, ctx.pooling
+        input_size, weight_size = ctx.sizes
+        size = torch.Size(map_size(input_size, weight_size, window))
+        if needs_grad(input, weight, bias, grad):
+            map_ = conv_activated(input, weight, bias, activation, slope, window)
+            grad = AvgPoolBackward.apply(grad, size, ctx.last, pooling.average)
+            grad = of_sum(grad, map_, activation, slope)
+        else:
+            stages = (activation, slope, *pooling[1:], ctx.last)
+            grad = _ops.conv_pooled_grad(grad, signs, size, *stages)
+        return *gradients(ctx, input, weight, grad), *(None,) * 4
+
+
 def conv_pooled(
     input: Tensor,
     weight: Tensor,
@@ -143,8 +215,10 @@ def conv_pooled(
         # Where windows overlap, several gradients meet at a maximum: their sum comes first.
         if pooling.kind == "max" and (activation in ("none", "relu") or not pooling.overlaps):
             return ConvMaxPooled.apply(*arguments, window, pooling)[0]
+        on_cpu = input.device.type == "cpu"
+        if pooling.kind == "avg" and activation in _HAVE_SIGNS and on_cpu:
+            return ConvAvgPooled.apply(*arguments, window, pooling)[0]
     map_ = conv_activated(*arguments, window)
     if pooling.kind == "max":
         return pool._pooled_max(map_, pooling.window, False)
-    average = AvgWindow(pooling.size, pooling.stride, pooling.padding, False, True, None)
-    return pool._pooled_avg(map_, average)
+    return pool._pooled_avg(map_, pooling.average)

@@ -7,6 +7,9 @@ from pathlib import Path
 from platform import machine
 
 import pytest
+import torch
+
+import weft
 
 ROOT = Path(__file__).resolve().parent.parent
 X86_TARGETS = ["avx2", "avx512"] if machine() in ("x86_64", "AMD64") else []
@@ -57,3 +60,12 @@ def test_one_openmp_runtime() -> None:
     mapped = Path("/proc/self/maps").read_text().split()
     runtimes = {Path(path).resolve() for path in mapped if "/libgomp" in path or "/libiomp" in path}
     assert len(runtimes) == 1, runtimes
+
+
+def test_every_op_is_there_for_both_devices() -> None:
+    assert weft.functional  # imported, so the ops are registered
+    names = [n for n in torch._C._dispatch_get_all_op_names() if n.startswith("weft::")]
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    missing = [f"{n} on {key}" for n in names for key in ("CPU", "CUDA") if not has(n, key)]
+    assert names
+    assert not missing, missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -133,25 +134,33 @@ def test_signs_of_averages(target: str) -> None:
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
-def test_signs_of_every_dtype(last: bool) -> None:
+def test_signs_of_every_dtype(device: torch.device, last: bool) -> None:
     layout = torch.channels_last if last else torch.contiguous_format
     pool = ([3, 2], [2, 2], [1, 0])
-    for dtype in DTYPES:
-        x = torch.randn(2, 5, 9, 11, dtype=dtype).contiguous(memory_format=layout)
+    # Rows that end inside a byte, and with one.
+    for dtype, extents in itertools.product(DTYPES, ([9, 11], [8, 16])):
+        x = torch.randn(2, 5, *extents, dtype=dtype, device=device)
+        x = x.contiguous(memory_format=layout)
         x[0, 2, 3, 4] = torch.nan
-        w = torch.ones(5, 1, 1, 1, dtype=dtype)
+        w = torch.ones(5, 1, 1, 1, dtype=dtype, device=device)
         window = ([1, 1], [0, 0], [1, 1], 5)
-        y, signs = torch.ops.weft.conv_pooled(x, w, None, "relu", 0, *window, "avg", *pool, True)
-        grad = torch.randn_like(y)
-        found = torch.ops.weft.conv_pooled_grad(grad, signs, x.shape, "relu", 0, *pool, last)
-        spread = torch.ops.weft.avg_pool_backward(grad, x.shape, *pool, False, True, None, last)
-        assert torch.equal(found, torch.ops.aten.threshold_backward(spread, x, 0))
-        assert found.is_contiguous(memory_format=layout)
+        for activation, slope in (("relu", 0), ("leaky_relu", 0.25)):
+            stages = (activation, slope)
+            y, signs = torch.ops.weft.conv_pooled(x, w, None, *stages, *window, "avg", *pool, True)
+            grad = torch.randn_like(y)
+            found = torch.ops.weft.conv_pooled_grad(grad, signs, x.shape, *stages, *pool, last)
+            spread = torch.ops.weft.avg_pool_backward(grad, x.shape, *pool, False, True, None, last)
+            expected = torch.ops.aten.leaky_relu_backward(spread, x, slope, False)
+            if activation == "relu":
+                expected = torch.ops.aten.threshold_backward(spread, x, 0)
+            assert torch.equal(found, expected)
+            assert found.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("pool", ["max 2", "avg 2"])
-def test_the_unpooled_map_is_not_kept(pool: str) -> None:
+def test_the_unpooled_map_is_not_kept(pool: str, device: torch.device) -> None:
     block, sequence, x = build("depthwise", pool, False)
+    block, sequence, x = (m.to(device) for m in (block, sequence, x))
     kept = []
     for module in (block, sequence):
         tensors: dict[int, int] = {}
@@ -187,13 +196,13 @@ def test_opcheck_compile_and_second_derivative(device: torch.device) -> None:
                 torch.ops.weft.conv_pooled.default,
                 (*tensors, "relu", 0.0, *window, kind, [2, 2], [2, 2], [0, 0], keep),
             )
-    if device.type == "cpu":
-        pool = ([2, 2], [2, 2], [0, 0])
-        _, signs = torch.ops.weft.conv_pooled(*tensors, "relu", 0, *window, "avg", *pool, True)
-        torch.library.opcheck(
-            torch.ops.weft.conv_pooled_grad.default,
-            (torch.randn(2, 3, 2, 3).double(), signs, [2, 3, 5, 6], "relu", 0, *pool, False),
-        )
+    pool = ([2, 2], [2, 2], [0, 0])
+    _, signs = torch.ops.weft.conv_pooled(*tensors, "relu", 0, *window, "avg", *pool, True)
+    grad = torch.randn(2, 3, 2, 3, device=device, dtype=torch.float64)
+    torch.library.opcheck(
+        torch.ops.weft.conv_pooled_grad.default,
+        (grad, signs, [2, 3, 5, 6], "relu", 0, *pool, False),
+    )
     for kind in ("max", "avg"):
         block.pooling = kind
         check_second_derivative(block, x)

@@ -20,11 +20,11 @@ struct SignRows {
 
 struct BlockKernels {
   // signs [rows, bytes()] of y [rows, length].
-  void (*keep_signs)(const SignRows&, const void* y, uint8_t* signs);
+  void (*keep_signs)(const SignRows&, const void* y, uint8_t* signs, const Context&);
   // grad [rows, length] times the activation's gradient, in place.
-  void (*pass_signs)(const SignRows&, const uint8_t* signs, void* grad);
+  void (*pass_signs)(const SignRows&, const uint8_t* signs, void* grad, const Context&);
 };
 
-WEFT_DECLARE_CPU_KERNEL_TABLES(BlockKernels, block_kernels)
+WEFT_DECLARE_KERNEL_TABLES(BlockKernels, block_kernels)
 
 }  // namespace weft

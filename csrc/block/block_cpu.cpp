@@ -1,12 +1,13 @@
 // Signs of an activated map on CPU: comparisons gathered into bytes and spread over vectors again.
 //
-// Both run on a part of a map that was just written and is still in the cache, on one thread.
-// Bound: that cache.
+// Both run on a map, or a part of one, that was just written. Bound: bytes, of the cache where that
+// is.
 #include "block/block.h"
 
 #include <type_traits>
 
 #include "conv/conv_gather.h"
+#include "core/parallel.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -72,21 +73,25 @@ class Signs {
   Vec<Lane> bit_{};  // of each lane
 };
 
-void keep_signs(const SignRows& r, const void* y, uint8_t* signs) {
+void keep_signs(const SignRows& r, const void* y, uint8_t* signs, const Context& context) {
   dispatch_dtype(r.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Signs<T> all(r);
-    for (int64_t row = 0; row < r.rows; ++row)
-      all.keep(static_cast<const T*>(y) + row * r.length, r.length, signs + row * r.bytes());
+    parallel_for(context, r.rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        all.keep(static_cast<const T*>(y) + row * r.length, r.length, signs + row * r.bytes());
+    });
   });
 }
 
-void pass_signs(const SignRows& r, const uint8_t* signs, void* grad) {
+void pass_signs(const SignRows& r, const uint8_t* signs, void* grad, const Context& context) {
   dispatch_dtype(r.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Signs<T> all(r);
-    for (int64_t row = 0; row < r.rows; ++row)
-      all.pass(signs + row * r.bytes(), r.length, static_cast<T*>(grad) + row * r.length);
+    parallel_for(context, r.rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        all.pass(signs + row * r.bytes(), r.length, static_cast<T*>(grad) + row * r.length);
+    });
   });
 }
 

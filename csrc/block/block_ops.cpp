@@ -1,6 +1,5 @@
 // The op of a CNN's layer: convolution, activation and pooling as one, cut as block_plan.h says.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 
 #include "block/block_plan.h"
@@ -24,13 +23,8 @@ PoolRequest windows_of(const ConvRequest& conv, bool maximum, const PoolArgument
 // What training keeps of the unpooled map.
 enum class Kept : uint8_t { nothing, places, signs };
 
-// Signs are kept of maps on the CPU alone; CUDA's kernels take the map itself.
 bool has_signs(Activation activation) {
   return activation == Activation::relu || activation == Activation::leaky_relu;
-}
-const BlockKernels& sign_kernels() {
-  const Target target = cpu_target();
-  return *block_kernels_for(target);
 }
 
 void note(const BlockProblem& b, const BlockPlan& plan, Kept keeps) {
@@ -66,6 +60,7 @@ void run_parts(const BlockProblem& b, const BlockPlan& plan, const ConvRequest& 
                const SignRows& signs, Kept keeps, Tensor& y, Tensor& kept_of_map) {
   const auto& conv_kernels = kernels_for(request.x, conv_kernels_for);
   const auto& pool_kernels = kernels_for(request.x, pool_kernels_for);
+  const auto& sign_kernels = kernels_for(request.x, block_kernels_for);
   const int64_t size = size_of(b.conv.dtype);
   const auto* x = static_cast<const char*>(request.x.const_data_ptr());
   const auto* w = static_cast<const char*>(request.w.const_data_ptr());
@@ -88,8 +83,8 @@ void run_parts(const BlockProblem& b, const BlockPlan& plan, const ConvRequest& 
       if (keeps == Kept::signs) {
         SignRows rows = signs;
         rows.rows = part.signs;
-        sign_kernels().keep_signs(rows, buffer,
-                                  reinterpret_cast<uint8_t*>(kept) + part.sign * signs.bytes());
+        sign_kernels.keep_signs(
+            rows, buffer, reinterpret_cast<uint8_t*>(kept) + part.sign * signs.bytes(), alone);
       }
       if (b.maximum)
         pool_kernels.max_forward(
@@ -101,20 +96,8 @@ void run_parts(const BlockProblem& b, const BlockPlan& plan, const ConvRequest& 
   });
 }
 
-// Signs of a whole map.
-void keep_signs(const SignRows& signs, const Tensor& map, Tensor& kept) {
-  const auto* const y = static_cast<const char*>(map.const_data_ptr());
-  auto* const out = static_cast<uint8_t*>(kept.mutable_data_ptr());
-  parallel_for(context_for(map), signs.rows, 1, [&](int64_t begin, int64_t end) {
-    SignRows rows = signs;
-    rows.rows = end - begin;
-    sign_kernels().keep_signs(rows, y + begin * signs.length * size_of(signs.dtype),
-                              out + begin * signs.bytes());
-  });
-}
-
-// (output, kept): with `keep`, the places of maxima or, of averages after relu and leaky relu on
-// CPU, the signs of the unpooled map; else nothing.
+// (output, kept): with `keep`, the places of maxima or, of averages after relu and leaky relu, the
+// signs of the unpooled map; else nothing.
 std::tuple<Tensor, Tensor> conv_pooled(
     const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
     c10::string_view activation, double slope, IntArrayRef stride, IntArrayRef padding,
@@ -134,29 +117,34 @@ std::tuple<Tensor, Tensor> conv_pooled(
   b.pool.outer = b.conv.channels_last ? b.conv.n : b.conv.n * b.conv.out_channels();
   b.pool.inner = b.conv.channels_last ? b.conv.out_channels() : 1;
 
-  const bool on_cpu = input.device().is_cpu();
-  const Kept keeps = !keep                                    ? Kept::nothing
-                     : maximum                                ? Kept::places
-                     : on_cpu && has_signs(b.conv.activation) ? Kept::signs
-                                                              : Kept::nothing;
+  const Kept keeps = !keep                          ? Kept::nothing
+                     : maximum                      ? Kept::places
+                     : has_signs(b.conv.activation) ? Kept::signs
+                                                    : Kept::nothing;
   const auto kept_type = !maximum || b.pool.place_bytes() == 1 ? at::kByte : at::kInt;
   const SignRows signs = sign_rows(b.pool, b.conv.channels_last, b.conv.activation, b.conv.slope);
-  const auto bytes = input.options().dtype(kept_type);
-  Tensor kept =
-      keeps == Kept::signs ? at::zeros({signs.rows, signs.bytes()}, bytes) : at::empty({0}, bytes);
+  Tensor kept = at::empty({0}, input.options().dtype(kept_type));
+  const auto sign_memory = [&] {
+    return empty_output(conv.x, {signs.rows, signs.bytes()}, kept_type);
+  };
   const Target target = planning() ? planned_target() : target_for(input);
   BlockPlan plan;
   if (is_cpu(target)) plan = plan_block(b, conv_lanes(target, b.conv.dtype));
   const bool too_few = !planning() && b.conv.n * plan.parts < context_for(input).threads;
+  const c10::DeviceGuard guard(input.device());
   if (plan.path == BlockPlan::Path::sequence || too_few) {
     const Tensor whole = run_conv(conv);
     if (maximum) return max_of(std::move(pool), whole, keep);
-    if (keeps == Kept::signs && !planning()) keep_signs(signs, whole, kept);
+    if (keeps == Kept::signs) kept = sign_memory();
+    if (kept.numel() > 0 && !planning())
+      kernels_for(whole, block_kernels_for)
+          .keep_signs(signs, whole.const_data_ptr(), kept.mutable_data_ptr<uint8_t>(),
+                      context_for(whole));
     return {mean_of(std::move(pool), whole), kept};
   }
-  const c10::DeviceGuard guard(input.device());
   Tensor y = empty_output(conv.x, pool.output_sizes, conv.format);
   if (keeps == Kept::places) kept = empty_output(conv.x, pool.output_sizes, kept_type, conv.format);
+  if (keeps == Kept::signs) kept = sign_memory().zero_();  // no part keeps rows between windows
   if (planning())
     note(b, plan, keeps);
   else
@@ -171,7 +159,6 @@ Tensor conv_pooled_grad(const Tensor& grad, const Tensor& signs, IntArrayRef siz
                         IntArrayRef pool_stride, IntArrayRef pool_padding, bool channels_last) {
   const auto rank = static_cast<int>(size.size()) - 2;
   const char* op = "conv_pooled_grad";
-  TORCH_CHECK(grad.device().is_cpu(), op, ": expected a grad on the CPU, got ", grad.device());
   const Activation kind = activation_of(activation, slope);
   TORCH_CHECK_VALUE(has_signs(kind), op, ": expected activation to be relu or leaky_relu, got ",
                     activation);
@@ -190,6 +177,17 @@ Tensor conv_pooled_grad(const Tensor& grad, const Tensor& signs, IntArrayRef siz
                   signs.sizes() == IntArrayRef({rows.rows, rows.bytes()}),
               op, ": expected contiguous uint8 signs of size [", rows.rows, ", ", rows.bytes(),
               "], got ", signs.scalar_type(), " of size ", signs.sizes());
+  TORCH_CHECK(signs.device() == grad.device(), op, ": expected signs on ", grad.device(),
+              " as grad is, got ", signs.device());
+  const auto* const bits = static_cast<const uint8_t*>(signs.const_data_ptr());
+  const c10::DeviceGuard guard(grad.device());
+  if (!is_cpu(planning() ? planned_target() : target_for(grad))) {
+    Tensor gx = mean_gradient(request, grad, channels_last);
+    if (gx.numel() > 0 && !planning())
+      kernels_for(gx, block_kernels_for)
+          .pass_signs(rows, bits, gx.mutable_data_ptr(), context_for(gx));
+    return gx;
+  }
   const auto format = !channels_last ? at::MemoryFormat::Contiguous
                       : rank == 3    ? at::MemoryFormat::ChannelsLast3d
                                      : at::MemoryFormat::ChannelsLast;
@@ -202,10 +200,10 @@ Tensor conv_pooled_grad(const Tensor& grad, const Tensor& signs, IntArrayRef siz
     note(p, rows, plan, tasks);
     return gx;
   }
-  const PoolKernels& kernels = *pool_kernels_for(cpu_target());
+  const auto& kernels = kernels_for(gy, pool_kernels_for);
+  const auto& sign_kernels = kernels_for(gy, block_kernels_for);
   const int64_t element = size_of(p.dtype);
   const auto* const from = static_cast<const char*>(gy.const_data_ptr());
-  const auto* const bits = static_cast<const uint8_t*>(signs.const_data_ptr());
   auto* const to = static_cast<char*>(gx.mutable_data_ptr());
   parallel_for(context_for(gy), tasks, 1, [&](int64_t begin, int64_t end) {
     const Context alone;
@@ -219,7 +217,7 @@ Tensor conv_pooled_grad(const Tensor& grad, const Tensor& signs, IntArrayRef siz
         continue;
       }
       kernels.avg_backward(part.pool, from + part.y * element, out, alone);
-      sign_kernels().pass_signs(of_part, bits + part.sign * rows.bytes(), out);
+      sign_kernels.pass_signs(of_part, bits + part.sign * rows.bytes(), out, alone);
     }
   });
   return gx;
@@ -237,14 +235,16 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "pool_stride, int[] pool_padding, bool keep) -> (Tensor output, Tensor kept)");
   m.def(
       "conv_pooled_grad(Tensor grad, Tensor signs, SymInt[] size, str activation, float slope, "
-      "int[] "
-      "pool_size, int[] pool_stride, int[] pool_padding, bool channels_last) -> Tensor");
+      "int[] pool_size, int[] pool_stride, int[] pool_padding, bool channels_last) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(weft, CPU, m) {
   m.impl("conv_pooled", conv_pooled);
   m.impl("conv_pooled_grad", conv_pooled_grad);
 }
-TORCH_LIBRARY_IMPL(weft, CUDA, m) { m.impl("conv_pooled", conv_pooled); }
+TORCH_LIBRARY_IMPL(weft, CUDA, m) {
+  m.impl("conv_pooled", conv_pooled);
+  m.impl("conv_pooled_grad", conv_pooled_grad);
+}
 
 }  // namespace weft

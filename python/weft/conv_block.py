@@ -98,7 +98,7 @@ def _(
     if pooling == "max":
         return output, places
     kept: tuple[int, ...] = (0,)
-    if keep and activation in _HAVE_SIGNS and input.device.type == "cpu":
+    if keep and activation in _HAVE_SIGNS:
         kept = _sign_size(map_)
     return output, input.new_empty(kept, dtype=torch.uint8)
 
@@ -215,8 +215,7 @@ def conv_pooled(
         # Where windows overlap, several gradients meet at a maximum: their sum comes first.
         if pooling.kind == "max" and (activation in ("none", "relu") or not pooling.overlaps):
             return ConvMaxPooled.apply(*arguments, window, pooling)[0]
-        on_cpu = input.device.type == "cpu"
-        if pooling.kind == "avg" and activation in _HAVE_SIGNS and on_cpu:
+        if pooling.kind == "avg" and activation in _HAVE_SIGNS:
             return ConvAvgPooled.apply(*arguments, window, pooling)[0]
     map_ = conv_activated(*arguments, window)
     if pooling.kind == "max":

@@ -19,7 +19,17 @@ from weft.bench import measure as measuring
 from weft.bench import report
 from weft.bench import rows as row_data
 from weft.bench.measure import Ceilings, Effort, Problem, kept_bytes, measure, peak_bytes
-from weft.bench.rows import BlockRow, CellRow, ConvRow, Cost, LayerRow, PoolRow, VariantRow, rows
+from weft.bench.rows import (
+    BlockRow,
+    CellRow,
+    ConvRow,
+    Cost,
+    LayerRow,
+    PlainRow,
+    PoolRow,
+    VariantRow,
+    rows,
+)
 from weft.bench.steps import VARIANTS
 from weft.bench.unlisted import GENERATORS, unlisted
 
@@ -131,6 +141,16 @@ def test_a_fused_block_is_measured_against_its_layers(pooling: str) -> None:
     assert torch.equal(native(x), row.weft(native)(x))
     held = sum(t.nbytes for t in (x, *native.parameters(), native(x)))
     assert row.cost("f").bytes == held
+    assert row.baseline != "PyTorch"
+
+
+@pytest.mark.parametrize("op", ["lstm_peephole", "gru_layer_norm"])
+def test_a_variant_is_measured_against_the_plain_layer(op: str) -> None:
+    row = PlainRow(op, F32, "", True, 3, 4, 5)
+    native = row.native()
+    variant = row.weft(native)
+    assert type(variant) is type(native)
+    assert set(native.state_dict()) < set(variant.state_dict())
     assert row.baseline != "PyTorch"
 
 

@@ -76,6 +76,11 @@ Tensor gather(const Tensor& rows, const Tensor& taken) {
   return taken.defined() ? rows.index_select(0, taken) : rows;
 }
 
+// True if what a step reads in the accumulation type may lie where it then keeps its gates.
+bool in_gates_memory(const Tensor& input, const Tensor& gates) {
+  return gates.defined() && gates.numel() > 0 && wide_type(input) == input.scalar_type();
+}
+
 // `input` w^T of all steps, in the accumulation type, and the distance of its rows: in the memory
 // of `gates` where that fits.
 std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, const Tensor& gates,
@@ -90,8 +95,7 @@ std::tuple<Tensor, int64_t> input_sums(const Tensor& input, const Tensor& w, con
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     return {at::mm(x.to(wide), w.to(wide).t()), columns};
   }
-  const bool in_gates =
-      gates.defined() && gates.numel() > 0 && wide_type(input) == input.scalar_type();
+  const bool in_gates = in_gates_memory(input, gates);
   const Tensor sums = in_gates ? gates : empty_output(x, {rows, columns}, wide_type(x));
   const int64_t sums_row = in_gates ? gates.size(2) : columns;
   const Tensor target =
@@ -180,11 +184,18 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
                                      p.dual || normalised ? Tensor() : r.gates.value, taken);
   Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
   if (normalised) {
-    const Pair normal = empty_pair(a, {p.steps * p.batch, columns}, sums.scalar_type());
+    // Where the products are not kept, in their place; else in the memory of the gates.
+    const bool fits = on_cpu_kernels(reference(a)) && !p.dual;
+    const bool in_gates = fits && in_gates_memory(reference(a), r.gates.value);
+    const Pair normal = fits && !keep ? all_sums
+                        : in_gates
+                            ? r.gates
+                            : empty_pair(a, {p.steps * p.batch, columns}, sums.scalar_type());
+    sums_row = normal.value.size(-1);
     NormForward n;
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
-    n.out = numbers_out(normal), n.out_row = columns;
+    n.out = numbers_out(normal), n.out_row = sums_row;
     if (!normalise_planned(p, true)) kernels.normalise(p, n, context_for(reference(a)));
     if (keep)
       r.input_products = each(all_sums, [&](const Tensor& t) {

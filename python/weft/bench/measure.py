@@ -119,6 +119,7 @@ class Ceilings:
         self._device = device
         self._bytes_per_second: float | None = None
         self._flops_per_second: dict[torch.dtype, float] = {}
+        self._autograd_seconds: dict[int, float] = {}
 
     def bytes_per_second(self) -> float:
         """Of a large copy, reading and writing counted."""
@@ -147,12 +148,28 @@ class Ceilings:
         (timing,) = time_in_turn([lambda _: a @ b], self._device, effort)
         return timing.least
 
+    def autograd_seconds(self, tensors: int) -> float:
+        """Of `torch.autograd.grad` through one node of so many tensors, which copies as many
+        numbers: what PyTorch's engine takes by itself."""
+        if tensors not in self._autograd_seconds:
+            parts = [torch.ones(1, device=self._device, requires_grad=True) for _ in range(tensors)]
+            whole = torch.cat(parts)
+            grad = torch.ones_like(whole)
+            (timing,) = time_in_turn(
+                [lambda _: torch.autograd.grad(whole, parts, grad, retain_graph=True)],
+                self._device,
+                Effort(0.2, 5, 50),
+            )
+            self._autograd_seconds[tensors] = timing.least
+        return self._autograd_seconds[tensors]
+
     def as_dict(self) -> dict[str, Any]:
         flops = {str(d).removeprefix("torch."): f for d, f in self._flops_per_second.items()}
         return {
             "device": str(self._device),
             "copy_bytes_per_s": self.bytes_per_second(),
             "matmul_flops_per_s": flops,
+            "autograd_s": {str(n): self.autograd_seconds(n) for n in (1, 6, 7)},
         }
 
 

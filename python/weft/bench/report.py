@@ -191,7 +191,8 @@ def write_json(report: dict[str, Any], path: Path) -> None:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Draws the ratio of every row, forward and forward-backward, as horizontal bars.
+    """Draws the ratio to PyTorch of every row that has one, forward and forward-backward, as
+    horizontal bars.
 
     Raises:
         ImportError: without matplotlib.
@@ -200,6 +201,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     bars: dict[str, dict[str, float]] = defaultdict(dict)
     for row in report["rows"]:
+        if row["baseline"] != "PyTorch":
+            continue
         name = " ".join(
             part for part in (row["op"], row["shape"], row["dtype"], row["layout"]) if part
         )

@@ -464,6 +464,26 @@ class VariantRow(LayerRow):
         return copy.deepcopy(native.layer)
 
 
+@dataclass(frozen=True)
+class PlainRow(VariantRow):
+    """A variant against weft's plain layer: what the addition costs."""
+
+    family = "rnn variants"
+    baseline = "weft's plain layer"
+
+    @property
+    def shape(self) -> str:
+        return f"{super().shape} against plain"
+
+    def native(self) -> torch.nn.Module:
+        layer, _ = VARIANTS[self.op]
+        return layer(self.hidden, self.hidden, dtype=self.dtype)
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        layer, options = VARIANTS[self.op]
+        return layer(self.hidden, self.hidden, dtype=self.dtype, **options)
+
+
 def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
     """Normal values on the CPU; a layout of "" leaves the strides as they come."""
     tensor = torch.randn(size, dtype=torch.float32).to(dtype)
@@ -598,7 +618,11 @@ _RNN: list[Row] = [
     LayerRow("lstm", _F32, "", False, 200, 64, 256),
     LayerRow("gru", _F32, "", False, 200, 64, 256),
     LayerRow("rnn", _F32, "", True, 200, 64, 256),
-    *(VariantRow(op, _F32, "", False, 100, 16, 128) for op in VARIANTS),
+    *(
+        kind(op, _F32, "", False, 100, 16, 128)
+        for kind in (VariantRow, PlainRow)
+        for op in VARIANTS
+    ),
 ]
 
 # A GPU needs larger problems to be busy, and is asked for the dtypes that it is bought for.

@@ -172,18 +172,17 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T, Term>& o, con
 template <class M, class T, class Term>
 __attribute__((noinline)) void normalise_back(const BackwardOperands<T, Term>& o, int64_t time,
                                               int64_t row, int64_t first, int64_t end) {
-  const int64_t width = o.p.gates() * o.p.hidden, whole = (time * o.p.batch + row) * width;
-  for (int64_t column = first * o.p.hidden; column < end * o.p.hidden; column += o.p.hidden) {
-    normalise_block_back<M, T>(part<T>(o.hidden_sums(), whole + column),
-                               part<T>(o.t.products, whole + column), part<T>(o.t.norm, column),
-                               o.p.hidden, shifted<T>(o.t.grad_products, whole + column),
-                               shifted<accumulate_t<T>>(o.t.grad_norm, row * width + column));
-    if constexpr (!BackwardOperands<T, Term>::kWide) {
-      each_vector<T>(time, row, false, column, column + o.p.hidden, [&](const At& at) {
-        o.template store_fed<M>(at, at.unit,
-                                load_number<M, T>(o.t.grad_products, whole + at.unit, at.count));
-      });
-    }
+  const int64_t size = o.p.hidden, width = o.p.gates() * size;
+  const int64_t column = first * size, at = (time * o.p.batch + row) * width + column;
+  normalise_blocks_back<M, T>(part<T>(o.hidden_sums(), at), part<T>(o.t.products, at),
+                              part<T>(o.t.norm, column), size, end - first,
+                              shifted<T>(o.t.grad_products, at),
+                              shifted<accumulate_t<T>>(o.t.grad_norm, row * width + column));
+  if constexpr (!BackwardOperands<T, Term>::kWide) {
+    each_vector<T>(time, row, false, column, end * size, [&](const At& to) {
+      const int64_t from = at + to.unit - column;
+      o.template store_fed<M>(to, to.unit, load_number<M, T>(o.t.grad_products, from, to.count));
+    });
   }
 }
 

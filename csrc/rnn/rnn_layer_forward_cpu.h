@@ -203,16 +203,15 @@ __attribute__((noinline)) void normalise_products(const ForwardOperands<T, Term>
                                                   int64_t row, int64_t slot, bool fresh, int first,
                                                   int end) {
   using Acc = accumulate_t<T>;
-  for (int gate = first; gate < end; ++gate) {
-    const NumbersOut sums = shifted<Acc>(o.sums, o.sum(slot, 0, gate));
-    if (fresh)
-      each_part<T>(o.p.hidden, [&](int64_t unit, int count) {
-        store_number<M, Acc>(sums, unit, typename M::Number{}, count);
-      });
-    const int64_t whole = ((time * o.p.batch + row) * o.p.gates() + gate) * o.p.hidden;
-    normalise_block<M, T>(sums, part<T>(o.t.norm, gate * o.p.hidden), o.p.hidden, sums,
-                          shifted<T>(o.t.products, whole));
-  }
+  const NumbersOut sums = shifted<Acc>(o.sums, o.sum(slot, 0, first));
+  const int64_t size = o.p.hidden, blocks = end - first;
+  if (fresh)
+    each_part<T>(blocks * size, [&](int64_t at, int count) {
+      store_number<M, Acc>(sums, at, typename M::Number{}, count);
+    });
+  const int64_t whole = ((time * o.p.batch + row) * o.p.gates() + first) * size;
+  normalise_blocks<M, T>(sums, part<T>(o.t.norm, first * size), size, blocks, sums,
+                         shifted<T>(o.t.products, whole));
 }
 
 // The same of a thread's share of the rows, all steps of which then `take(slot, count, fresh)`;

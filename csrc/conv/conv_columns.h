@@ -141,6 +141,16 @@ void fill_columns(const ConvProblem& p, const ColumnRows& band, int64_t d, int64
   }
 }
 
+// Calls body(r, v) for each accumulator of a tile, unrolled: they stay in registers.
+template <int kRows, int kVectors, class Body>
+WEFT_INLINE void each_of(const Body& body) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) body(r, v);
+  }
+}
+
 inline bool activates_in_registers(const ConvProblem& p) {
   return p.activation == Activation::none || p.activation == Activation::relu;
 }
@@ -168,42 +178,39 @@ __attribute__((noinline)) void column_tile(const ConvProblem& p, const ColumnTil
   constexpr int kLane = kLanes<T>;
   const Acc* weights = t.weights;
   V sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = broadcast<V>(t.start[r]);
+  each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] = broadcast<V>(t.start[r]); });
   const auto add_terms = [&](const int64_t* begin,
                              const int64_t* end) __attribute__((always_inline)) {
     for (const int64_t* offset = begin; offset != end; ++offset, weights += kRows) {
       const Acc* const source = t.source + *offset;
       V x[kVectors];
       for (int v = 0; v < kVectors; ++v) x[v] = load_vec(source + v * kLane);
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < kVectors; ++v) sum[r][v] += weights[r] * x[v];
+      each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] += weights[r] * x[v]; });
     }
   };
   add_terms(t.offsets, t.offsets + t.part);
   for (int64_t first = t.part; first < t.terms; first += t.part) {
     V total[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) total[r][v] = sum[r][v], sum[r][v] = V{};
+    each_of<kRows, kVectors>([&](int r, int v) { total[r][v] = sum[r][v], sum[r][v] = V{}; });
     add_terms(t.offsets + first, t.offsets + least(first + t.part, t.terms));
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += total[r][v];
+    each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] += total[r][v]; });
   }
   if (p.activation == Activation::relu)
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] <= 0 ? V{} : sum[r][v];
-  for (int r = 0; r < kRows; ++r) {
-    T* const to = t.out + r * t.out_step;
-    if (t.left < kVectors * kLane) {
-      for (int v = 0; v < kVectors; ++v)
-        if (t.left > v * kLane) store_lanes(to + v * kLane, sum[r][v], t.left - v * kLane);
-    } else if (t.streams) {
-      for (int v = 0; v < kVectors; ++v) stream_block<kVectorBytes>(to + v * kLane, &sum[r][v]);
-    } else {
-      for (int v = 0; v < kVectors; ++v) store_vec(to + v * kLane, sum[r][v]);
-    }
-    if (!activates_in_registers(p)) activate_row(p, to, least(t.left, kVectors * kLane));
-  }
+    each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] = sum[r][v] <= 0 ? V{} : sum[r][v]; });
+  const auto at = [&](int r, int v) { return t.out + r * t.out_step + v * kLane; };
+  if (t.left < kVectors * kLane)
+    each_of<kRows, kVectors>([&](int r, int v) {
+      if (t.left > v * kLane) store_lanes(at(r, v), sum[r][v], t.left - v * kLane);
+    });
+  else if (t.streams)
+    each_of<kRows, kVectors>([&](int r, int v) {
+      const V value = sum[r][v];
+      stream_block<kVectorBytes>(at(r, v), &value);
+    });
+  else
+    each_of<kRows, kVectors>([&](int r, int v) { store_vec(at(r, v), sum[r][v]); });
+  if (!activates_in_registers(p))
+    for (int r = 0; r < kRows; ++r) activate_row(p, at(r, 0), least(t.left, kVectors * kLane));
 }
 
 // `count` elements past the cache, but for a vector's part at either end.

@@ -14,30 +14,32 @@ namespace weft::WEFT_TARGET {
 namespace {
 
 // out[offsets[r]] += the sum over `terms` of weights [term, row] · gy [term, position], of which
-// `left` positions are there.
-template <class Acc, int kRows, int kVectors>
+// `left` positions are there. Meanwhile asks for what lies `ahead`, a step further for each term.
+template <int kRows, int kVectors, class T, class Acc>
 __attribute__((noinline)) void column_scatter(const Acc* gy, int64_t terms, const Acc* weights,
-                                              const int64_t* offsets, Acc* out, int64_t left) {
+                                              const int64_t* offsets, Acc* out, int64_t left,
+                                              const T* ahead, int64_t ahead_step) {
   using V = Vec<Acc>;
   constexpr int kLane = kLanes<Acc>;
-  V sum[kRows][kVectors] = {};
+  V sum[kRows][kVectors];
+  each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] = V{}; });
   for (int64_t i = 0; i < terms; ++i, weights += kRows, gy += kColumnVectors * kLane) {
+    __builtin_prefetch(ahead);
+    ahead += ahead_step;
     V g[kVectors];
     for (int v = 0; v < kVectors; ++v) g[v] = load_vec(gy + v * kLane);
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += weights[r] * g[v];
+    each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] += weights[r] * g[v]; });
   }
-  const bool whole = left >= kVectors * kLane;
-  for (int r = 0; r < kRows; ++r) {
-    Acc* const to = out + offsets[r];
-    for (int v = 0; v < kVectors; ++v) {
-      Acc* const at = to + v * kLane;
-      if (whole)
-        store_vec(at, load_vec(at) + sum[r][v]);
-      else if (left > v * kLane)
-        store_lanes(at, load_lanes(at, left - v * kLane) + sum[r][v], left - v * kLane);
-    }
-  }
+  if (left >= kVectors * kLane)
+    return each_of<kRows, kVectors>([&](int r, int v) {
+      Acc* const at = out + offsets[r] + v * kLane;
+      store_vec(at, load_vec(at) + sum[r][v]);
+    });
+  each_of<kRows, kVectors>([&](int r, int v) {
+    Acc* const at = out + offsets[r] + v * kLane;
+    const int64_t there = left - v * kLane;
+    if (there > 0) store_lanes(at, load_lanes(at, there) + sum[r][v], there);
+  });
 }
 
 // Rows of gx from rows of columns.
@@ -195,20 +197,22 @@ void dgrad_columns(const ConvProblem& p, const T* gy, const T* w, const T* bias,
                 constexpr int kVectors = decltype(of_tile)::value;
                 const int64_t at = vector * kLanes<T>;
                 for (int64_t k = 0; k < p.k; ++k)
-                  for (int64_t v = 0; v < kVectors; ++v) {
-                    __builtin_prefetch(from + k * p.out_positions() + at + kWidth + v * kLanes<T>);
+                  for (int64_t v = 0; v < kVectors; ++v)
                     store_vec(block.data() + k * kWidth + v * kLanes<T>,
                               load_lanes(from + k * p.out_positions() + at + v * kLanes<T>,
                                          positions - at - v * kLanes<T>));
-                  }
+                int64_t asked = 0;  // vectors of the next tile, one for each tile of rows
                 for_equal_parts<kColumnRows>(rows, [&](auto of_rows, int64_t row) {
                   constexpr int kRows = decltype(of_rows)::value;
                   const int64_t part = ceil_div(p.k, ceil_div(p.k, kColumnTerms));
+                  const bool asks = asked < kColumnVectors;
+                  const T* const next = asks ? from + at + kWidth + asked++ * kLanes<T> : from + at;
+                  const int64_t step = asks ? p.out_positions() : 0;
                   for (int64_t k = 0; k < p.k; k += part)
-                    column_scatter<Acc, kRows, kVectors>(
-                        block.data() + k * kWidth, least(part, p.k - k),
-                        weights + row * p.k + k * kRows, offsets.data() + row, scratch.data() + at,
-                        positions - at);
+                    column_scatter<kRows, kVectors>(block.data() + k * kWidth, least(part, p.k - k),
+                                                    weights + row * p.k + k * kRows,
+                                                    offsets.data() + row, scratch.data() + at,
+                                                    positions - at, next + k * step, step);
                 });
               });
         }

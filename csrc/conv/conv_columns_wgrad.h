@@ -59,7 +59,8 @@ __attribute__((noinline)) void fold_tile(const FoldRuns<T>& runs, const int64_t*
   using Acc = accumulate_t<T>;
   using V = Vec<Acc>;
   constexpr int kLane = kLanes<T>;
-  V sum[kPlaces * kChannels] = {};
+  V sum[kPlaces * kChannels];
+  each_of<kPlaces, kChannels>([&](int i, int k) { sum[i * kChannels + k] = V{}; });
   const int64_t positions = runs.positions;
   for (int64_t map = 0; map < runs.maps; ++map) {
     const Acc* from[kPlaces];

@@ -183,7 +183,11 @@ def test_convolution_takes_the_path_of_its_plan(
             moved = 2 * (42 * channels + 20 * outputs)
             if (target, step, last) == ("avx512", "fprop", False) and products < 32 * moved:
                 fills = False  # not worth turning the maps round
-            assert paths[f"conv_{step}"] == ("product" if fills else "planes")
+            path = "product" if fills else "planes"
+            # Few input channels and many outputs; of wgrad, whose rows are short here, not.
+            if target != "baseline" and not last and channels == 3 and outputs == 32:
+                path = {"wgrad": path}.get(step, "columns")
+            assert paths[f"conv_{step}"] == path
         for plan in plans:
             assert 0 < plan.least_bytes <= plan.bytes
             if plan.kernel != "conv_bias_grad":

@@ -29,6 +29,8 @@ ConvGather* gather_of(const ConvProblem& p, bool transposed) {
       return conv_winograd_gather;
     case ConvPath::flat:
       return conv_flat_gather;
+    case ConvPath::columns:
+      return conv_columns_gather;
     default:
       return conv_depthwise_gather;
   }
@@ -44,6 +46,8 @@ ConvWgrad* wgrad_of(const ConvProblem& p) {
       return conv_winograd_wgrad;
     case ConvPath::flat:
       return conv_flat_wgrad;
+    case ConvPath::columns:
+      return conv_columns_wgrad;
     default:
       return conv_depthwise_wgrad;
   }

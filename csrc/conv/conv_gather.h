@@ -147,6 +147,18 @@ WEFT_INLINE void in_steps(int64_t count, const Body& body) {
   }
 }
 
+// Calls body(Count<n>, first) over [0, count) in the fewest steps of at most kMost, of nearly equal
+// size.
+template <int kMost, class Body>
+WEFT_INLINE void for_equal_parts(int64_t count, const Body& body) {
+  for (int64_t first = 0; first < count;) {
+    const int64_t parts = ceil_div(count - first, kMost);
+    const int64_t taken = ceil_div(count - first, parts);
+    with_count<kMost>(taken, [&](auto n) { body(n, first); });
+    first += taken;
+  }
+}
+
 // The first `count` elements, of which a vector takes what it holds.
 template <class T>
 WEFT_INLINE Vec<accumulate_t<T>> load_lanes(const T* address, int64_t count) {

@@ -56,18 +56,6 @@ struct PixelOperands {
   const T* gy;
 };
 
-// Calls body(Count<n>, first) over [0, count) in the fewest steps of at most kMost, of nearly equal
-// size.
-template <int kMost, class Body>
-WEFT_INLINE void for_equal_parts(int64_t count, const Body& body) {
-  for (int64_t first = 0; first < count;) {
-    const int64_t parts = ceil_div(count - first, kMost);
-    const int64_t taken = ceil_div(count - first, parts);
-    with_count<kMost>(taken, [&](auto n) { body(n, first); });
-    first += taken;
-  }
-}
-
 // Terms of a weight's sum that are added up in registers; runs of runs are then added up, and those
 // to the sum: short chains of additions.
 inline constexpr int64_t kRunTerms = 64, kRunsJoined = 32;

@@ -29,11 +29,12 @@ enum class ConvPath : uint8_t {
   planes,      // few channels or products: flat runs over a band of contiguous planes
   winograd,    // 3x3 windows: vectors along the channels, a tile product for each point of a tile
   flat,        // windows of one place, contiguous: vectors along an image's positions
+  columns,     // few input channels, contiguous: a copy of x for each column of the window
 };
 
 constexpr const char* name_of(ConvPath path) {
-  constexpr const char* kNames[] = {"rows",    "pairs",  "short_rows", "pixels",
-                                    "product", "planes", "winograd",   "flat"};
+  constexpr const char* kNames[] = {"rows",   "pairs",    "short_rows", "pixels", "product",
+                                    "planes", "winograd", "flat",       "columns"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -114,10 +115,39 @@ WEFT_HD constexpr bool conv_takes_flat(const ConvProblem& p, int64_t channels, i
          positions * (ceil_div(channels, lanes) * lanes * terms + kTurn * (p.c + p.k));
 }
 
+// Whether a contiguous map of few channels is copied for each column of the window
+// (conv_columns.h): where output channels and rows of the window share what is copied, and outputs
+// of one row find their source in scratch. Of bf16, where sums are short beside the product's,
+// which has two for one; not with the narrowest vectors.
+inline constexpr int64_t kColumnElements = 64 * 1024;  // of scratch
+WEFT_HD constexpr bool conv_takes_columns(const ConvProblem& p, ConvStep step, int64_t lanes) {
+  constexpr int64_t kLeastChannels = 8;
+  const bool narrow = lanes * (p.dtype == DType::f64 ? 8 : 4) < 32;
+  if (p.channels_last || p.window_elements() == 1 || p.c >= lanes || p.k < kLeastChannels || narrow)
+    return false;
+  const Window& rows = p.window[1];
+  const int64_t slices = p.window[0].size, copies = p.c * slices * p.window[2].size;
+  const int64_t read = (1 + (rows.span() - 1) / rows.stride) * rows.stride;
+  if (copies * read * p.out[2] > kColumnElements) return false;
+  const int64_t terms = p.c * p.window_elements();
+  switch (step) {
+    case ConvStep::fprop:
+      return copies <= 256 && (slices == 1 || p.k * rows.size >= 32 * rows.stride * slices) &&
+             (p.dtype != DType::bf16 || terms <= 32);
+    case ConvStep::dgrad:  // planes fill their tiles with more channels
+      return p.k > 5 * p.c;
+    default:  // sums are folded once for all copies of a band
+      return copies * slices * rows.stride <= 64 && p.out[2] >= 6 &&
+             (p.dtype != DType::bf16 || terms <= 64);
+  }
+}
+
 // fprop and dgrad, whose products of bf16 may be of pairs.
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
   if (conv_is_depthwise(p))
     return conv_depthwise_path(p, transposed ? ConvStep::dgrad : ConvStep::fprop, lanes);
+  if (conv_takes_columns(p, transposed ? ConvStep::dgrad : ConvStep::fprop, lanes))
+    return ConvPath::columns;
   if (!transposed && conv_turns_for_little(p, lanes)) return ConvPath::planes;
   const int64_t channels = transposed ? p.c : p.k;
   if (conv_takes_flat(p, channels, lanes)) return ConvPath::flat;
@@ -127,6 +157,7 @@ WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transpose
 }
 WEFT_HD constexpr ConvPath conv_wgrad_path(const ConvProblem& p, int64_t lanes) {
   if (conv_is_depthwise(p)) return conv_depthwise_path(p, ConvStep::wgrad, lanes);
+  if (conv_takes_columns(p, ConvStep::wgrad, lanes)) return ConvPath::columns;
   if (conv_takes_flat(p, p.c, lanes)) return ConvPath::flat;
   const ConvPath path = conv_path(p, p.c > p.k ? p.c : p.k, lanes, 2);
   if (path == ConvPath::product && conv_wgrad_takes_winograd(p)) return ConvPath::winograd;

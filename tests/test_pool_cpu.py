@@ -50,6 +50,9 @@ ADAPTIVE = {
     "few channels": ((2, 3, 23, 29), (4, 5)),
     "tiny planes": ((2, 40, 11, 13), (3, 5)),
     "single rows": ((3, 7, 1, 197), (1, 9)),
+    "global, channels in turns": ((2, 150, 11, 9), (1, 1)),
+    "channels, large windows": ((2, 83, 17, 15), (2, 2)),
+    "short rows, wide": ((3, 5, 1, 77), (1, 2)),
     "more outputs than inputs": ((3, 7, 5, 3), (7, 8)),
 }
 
@@ -256,6 +259,7 @@ LARGE_WINDOWS: dict[str, tuple[int, tuple[int, ...], tuple[Any, ...]]] = {
     "depth": (3, (1, 5, 6, 13, 21), ((2, 5, 7), (2, 1, 3), (1, 2, 3))),
     "tiny maps": (3, (2, 9, 7, 5, 6), ((3, 5, 5), 1, (1, 2, 2))),
     "single row": (1, (2, 5, 333), (17, 5, 8)),
+    "the map": (2, (2, 83, 9, 8), ((9, 8), 1)),
 }
 
 

@@ -159,8 +159,9 @@ WEFT_HD constexpr bool pool_has_keys(const PoolProblem& p) {
 // boxes, unless they are the map.
 WEFT_HD constexpr PoolPath pool_places_path(const PoolProblem& p) {
   constexpr int64_t kSmallWindow = 9;
-  if (p.inner == 1 && pool_is_global(pool_with_fixed_windows(p))) return PoolPath::planes;
-  if (p.adaptive()) return PoolPath::boxes;
+  const bool global = pool_is_global(pool_with_fixed_windows(p));
+  if (global && p.inner == 1) return PoolPath::planes;
+  if (global || p.adaptive()) return PoolPath::boxes;
   return p.window_elements() > kSmallWindow && pool_has_keys(p) ? PoolPath::keys : PoolPath::ring;
 }
 
@@ -177,7 +178,7 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
 WEFT_HD constexpr int64_t pool_tabulated_planes(const PoolProblem& p) {
   constexpr int64_t kShortRow = 64, kOutputs = 512, kMostOutputs = 4096, kLeastPlanes = 8;
   const int64_t outputs = p.out_positions();
-  if (p.adaptive() || p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
+  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
       outputs == 0 || outputs > kMostOutputs)
     return 0;
   return outputs < kOutputs ? kOutputs / outputs : 1;

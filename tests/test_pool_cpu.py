@@ -50,6 +50,10 @@ ADAPTIVE = {
     "few channels": ((2, 3, 23, 29), (4, 5)),
     "tiny planes": ((2, 40, 11, 13), (3, 5)),
     "single rows": ((3, 7, 1, 197), (1, 9)),
+    "global, channels in turns": ((2, 150, 11, 9), (1, 1)),
+    "channels, large windows": ((2, 83, 17, 15), (2, 2)),
+    "short rows, wide": ((3, 5, 1, 77), (1, 2)),
+    "more outputs than inputs": ((3, 7, 5, 3), (7, 8)),
 }
 
 
@@ -173,6 +177,42 @@ def test_maps_that_keep_their_size(target: str) -> None:
                         check_against_native(W.avg_pool2d, F.avg_pool2d, x, **window)
 
 
+LANES: dict[str, tuple[int, tuple[int, ...], dict[str, Any]]] = {
+    "overlapping": (2, (3, 7, 9, 11), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "touching, ceil": (2, (2, 17, 7, 5), {"kernel_size": (2, 3), "ceil_mode": True}),
+    "many parts": (2, (1, 33, 29, 23), {"kernel_size": (5, 2), "stride": 2, "padding": (2, 1)}),
+    "long rows": (1, (2, 19, 77), {"kernel_size": 7, "stride": 2, "padding": 3}),
+    "few elements": (1, (5, 9, 3), {"kernel_size": 2, "stride": 1}),
+    "depth": (3, (2, 11, 5, 6, 3), {"kernel_size": (3, 2, 2), "stride": (2, 1, 2), "padding": 1}),
+    "windows over 256": (2, (1, 48, 17, 18), {"kernel_size": 17, "stride": 5, "padding": 8}),
+}
+
+
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+@pytest.mark.parametrize("problem", LANES)
+def test_planes_in_lanes(problem: str, target: str) -> None:
+    """Planes that do not fill the last vector, and places among ties, NaN and infinities."""
+    rank, size, window = LANES[problem]
+    pooled, native = getattr(W, f"max_pool{rank}d"), getattr(F, f"max_pool{rank}d")
+    assert _path(pooled, torch.randn(size), **window) == "lanes"
+    with cpu_target(target):
+        for dtype in DTYPES:
+            x = torch.randn(size).to(dtype)
+            check_against_native(pooled, native, x, **window)
+            if rank < 3 or dtype in (torch.float32, torch.float64):
+                for inside in (False, True):
+                    options = {**window, "count_include_pad": inside}
+                    mean = getattr(W, f"avg_pool{rank}d"), getattr(F, f"avg_pool{rank}d")
+                    check_against_native(*mean, x, **options)
+            special = torch.tensor(SPECIAL, dtype=dtype)[torch.randint(len(SPECIAL), size)]
+            for dilation in (1, 2) if max(size[2:]) > 19 else (1,):
+                options = {**window, "dilation": dilation, "return_indices": True}
+                y, indices = pooled(special, **options)
+                expected, expected_indices = native(special, **options)
+                torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+                assert torch.equal(indices, expected_indices)
+
+
 def test_maps_that_keep_their_size_hold_special_values() -> None:
     x = torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), (3, 4, 7, 30))]
     for dtype in DTYPES:
@@ -219,6 +259,7 @@ LARGE_WINDOWS: dict[str, tuple[int, tuple[int, ...], tuple[Any, ...]]] = {
     "depth": (3, (1, 5, 6, 13, 21), ((2, 5, 7), (2, 1, 3), (1, 2, 3))),
     "tiny maps": (3, (2, 9, 7, 5, 6), ((3, 5, 5), 1, (1, 2, 2))),
     "single row": (1, (2, 5, 333), (17, 5, 8)),
+    "the map": (2, (2, 83, 9, 8), ((9, 8), 1)),
 }
 
 

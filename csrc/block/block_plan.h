@@ -70,7 +70,7 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const bool few_channels = path == ConvPath::planes && (p.channels_last || p.k < lanes);
   BlockPlan plan;
   if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes || few_channels ||
-      path == ConvPath::winograd || pool_transposes(b.pool) ||
+      path == ConvPath::winograd || pool_takes_lanes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;
   if (!p.channels_last) {

@@ -1,9 +1,7 @@
 // Copies of a matrix in the order in which packed_cpu.h reads it, a vector at a time.
 #pragma once
 
-#include <utility>
-
-#include "core/simd.h"
+#include "core/transpose.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -15,31 +13,6 @@ namespace {
 constexpr int64_t run_length(int64_t k) {
   const int64_t most = k <= 96 ? 16 : k <= 192 ? 32 : 64, runs = (k + most - 1) / most;
   return runs > 1 ? (k + runs - 1) / runs : most;
-}
-
-// Lane j of the result: of the segments of `Size` lanes, first those of `a` and `b` at even places
-// (Odd = 0) or those at odd places, in turn.
-template <int Size, int Odd, class V, int... Lane>
-WEFT_INLINE V blend_segments(V a, V b, std::integer_sequence<int, Lane...>) {
-  constexpr int kLane = sizeof...(Lane);
-  return __builtin_shufflevector(
-      a, b, ((Lane & Size ? kLane : 0) + (Lane & ~Size) + (Odd ? Size : 0))...);
-}
-
-// Lane j of rows[i] and lane i of rows[j] change places.
-template <int Size = 1, class V, int L>
-WEFT_INLINE void transpose(V (&rows)[L]) {
-  if constexpr (Size < L) {
-    using Lanes = std::make_integer_sequence<int, L>;
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) {
-      if (i & Size) continue;
-      const V a = rows[i], b = rows[i + Size];
-      rows[i] = blend_segments<Size, 0>(a, b, Lanes{});
-      rows[i + Size] = blend_segments<Size, 1>(a, b, Lanes{});
-    }
-    transpose<Size * 2>(rows);
-  }
 }
 
 // out[i * step + j] = source[j * stride + i] for i < length and one vector of lanes j; zero where

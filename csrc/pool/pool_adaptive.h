@@ -75,6 +75,46 @@ WEFT_INLINE void reduce_sources(const Sources<T>& sources, int64_t n, const Emit
   }
 }
 
+// The same for the channels of large windows: as many positions as states fold are read at a time,
+// all their channels, so that memory is read as it lies. `states` are held in between, one for each
+// vector of [0, n).
+template <class State, class T, class Emit>
+WEFT_INLINE void reduce_positions(const Sources<T>& sources, int64_t n, State* states,
+                                  const Emit& emit) {
+  constexpr int64_t kLane = kLanes<T>;
+  const int64_t count = sources.count;
+  if (count <= 2 * State::kFold || n <= kRunVectors * kLane)
+    return reduce_sources<State>(sources, n, emit);
+  for (int64_t k = 0; k < count; k += State::kFold) {
+    const int64_t stop = k + State::kFold < count ? k + State::kFold : count;
+    const auto take = [&](int64_t j, auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      State block[kVectors];
+      if (k > 0)
+        for (int v = 0; v < kVectors; ++v) block[v] = states[j / kLane + v];
+      for (int64_t i = k; i < stop; ++i)
+        for (int v = 0; v < kVectors; ++v) {
+          // The last vector of all ends at n.
+          const int64_t at = j + v * kLane + kLane <= n ? j + v * kLane : n - kLane;
+          __builtin_prefetch(sources.address[i + State::kFold < count ? i + State::kFold : i] + at);
+          block[v].take(load_vec(sources.address[i] + at), sources.place[i]);
+        }
+      for (int v = 0; v < kVectors; ++v) {
+        block[v].fold(stop);
+        const int64_t at = j + v * kLane + kLane <= n ? j + v * kLane : n - kLane;
+        if (stop < count)
+          states[j / kLane + v] = block[v];
+        else
+          emit(at, block[v]);
+      }
+    };
+    int64_t j = 0;
+    for (; j + kRunVectors * kLane <= n; j += kRunVectors * kLane)
+      take(j, std::integral_constant<int, kRunVectors>{});
+    for (; j < n; j += kLane) take(j, std::integral_constant<int, 1>{});
+  }
+}
+
 // `value` in the first `count` lanes, `rest` in the others.
 template <class A>
 WEFT_INLINE Vec<A> first_lanes(Vec<A> value, int64_t count, A rest) {

@@ -48,6 +48,7 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
   using A = accumulate_t<T>;
   BoxReader<T> boxes(p, x);
   Scratch<A> sum(round_up(p.in[2], kLanes<T>) + kLanes<T>);
+  Scratch<SumState<T>> states(p.inner > 1 ? ceil_div(p.inner, kLanes<T>) : 0);
   for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
     boxes.select_rows(outer, od, oh);
     const int64_t height = boxes.rows.count;
@@ -56,8 +57,8 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
         boxes.select_positions(ow);
         const auto divisor = broadcast<Vec<A>>(static_cast<A>(boxes.positions.count));
-        reduce_sources<SumState<T>>(
-            boxes.positions, p.inner, [&](int64_t j, const SumState<T>& state) {
+        reduce_positions(
+            boxes.positions, p.inner, states.data(), [&](int64_t j, const SumState<T>& state) {
               store_row<SumOf<T>>(out + ow * p.inner, j, p.inner, state.total() / divisor);
             });
       }
@@ -67,6 +68,13 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
       const A total = sum_of_lanes<A>((states[0].total() + states[1].total()) +
                                       (states[2].total() + states[3].total()));
       out[0] = narrow<T>(total / static_cast<A>(height * p.in[2]));
+    } else if (height == 1) {
+      for (int64_t ow = 0; ow < p.out[2]; ++ow) {
+        const T* run = boxes.rows.address[0] + boxes.width.first[ow];
+        const int64_t width = boxes.width.size[ow];
+        const A total = sum_of_lanes<A>(reduce_run<SumOf<T>>(run, width, boxes.rows.end - run));
+        out[ow] = narrow<T>(total / static_cast<A>(width));
+      }
     } else {
       reduce_sources<SumState<T>>(boxes.rows, p.in[2], [&](int64_t j, const SumState<T>& state) {
         store_vec(sum.data() + j, state.total());
@@ -86,6 +94,28 @@ void adaptive_avg_values(const PoolProblem& p, const T* x, T* y, int64_t begin, 
   });
 }
 
+// out [W, inner] = at each position the sums [outputs, inner] of the windows that hold it, of which
+// there are at most as many as positions: neighbours then share one position, or none. `values` is
+// for the sums as T.
+template <class T, class A>
+void repeat_row(const PoolProblem& p, const AxisBoxes& boxes, const A* sum, T* values, T* out) {
+  const int64_t inner = p.inner;
+  for (int64_t j = 0; j < p.out[2] * inner; ++j) values[j] = narrow<T>(sum[j]);
+  int64_t w = 0;
+  for (int64_t ow = 0; ow < p.out[2]; ++ow, sum += inner, values += inner) {
+    if (boxes.first[ow] < w)
+      for (int64_t c = 0; c < inner; ++c)
+        out[(w - 1) * inner + c] = narrow<T>(sum[c - inner] + sum[c]);
+    const int64_t end = boxes.first[ow] + boxes.size[ow];
+    if (inner == 1) {
+      const T value = *values;
+      for (; w < end; ++w) out[w] = value;
+    } else {
+      for (; w < end; ++w) memcpy(static_cast<void*>(out + w * inner), values, inner * sizeof(T));
+    }
+  }
+}
+
 // Input rows [begin, end) of [outer, D, H].
 template <class T>
 void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t begin, int64_t end) {
@@ -95,6 +125,7 @@ void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t be
   const AxisBoxes depth(p, 0), height(p, 1), width(p, 2);
   Scratch<A> sum(p.out[2] * inner);  // over the output rows that read this input row
   Scratch<A> spread(round_up(n, kLanes<T>));
+  Scratch<T> values(p.out[2] * inner);
   Range ds{0, 0}, hs{0, 0};  // the outputs that read the row
   bool known = false;        // whether the row before this one has the same
   for_each_row(p.in, begin, end, [&](int64_t index, int64_t outer, int64_t d, int64_t h) {
@@ -123,6 +154,7 @@ void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t be
             sum[ow * inner + c] += widen(row[ow * inner + c]) / divisor;
         }
       }
+    if (p.in[2] >= p.out[2]) return repeat_row(p, width, sum.data(), values.data(), out);
     fill(spread.data(), n, A{0});
     for (int64_t ow = 0; ow < p.out[2]; ++ow) {
       A* window = spread.data() + width.first[ow] * inner;

@@ -129,6 +129,7 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
   const int64_t columns = round_up(p.in[2], kLanes<T>) + kLanes<T>;
   Scratch<A> best(columns);
   Scratch<I> place(columns);
+  Scratch<MaxState<T>> states(p.inner > 1 ? ceil_div(p.inner, kLanes<T>) : 0);
   for_each_row(p.out, begin, end, [&](int64_t index, int64_t outer, int64_t od, int64_t oh) {
     boxes.select_rows(outer, od, oh);
     T* out = y + index * n;
@@ -141,12 +142,12 @@ void adaptive_max_values(const PoolProblem& p, const T* x, T* y, Place* places, 
       for (int64_t ow = 0; ow < p.out[2]; ++ow) {
         boxes.select_positions(ow);
         const int64_t at = ow * p.inner;
-        reduce_sources<MaxState<T>>(
-            boxes.positions, p.inner, [&](int64_t j, const MaxState<T>& state) {
-              store_row<SumOf<T>>(out + at, j, p.inner, state.best);
-              if (out_places != nullptr)
-                store_place_row<Place, I>(out_places + at, j, p.inner, state.place);
-            });
+        reduce_positions(boxes.positions, p.inner, states.data(),
+                         [&](int64_t j, const MaxState<T>& state) {
+                           store_row<SumOf<T>>(out + at, j, p.inner, state.best);
+                           if (out_places != nullptr)
+                             store_place_row<Place, I>(out_places + at, j, p.inner, state.place);
+                         });
       }
     } else if (p.out[2] == 1) {
       MaxState<T> states[kRunVectors];

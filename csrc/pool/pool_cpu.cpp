@@ -1,7 +1,7 @@
 // Pooling on CPU: the table of kernels. The maximum is in pool_max_cpu.cpp and
 // pool_max_grad_cpu.cpp, the average in pool_avg_cpu.cpp, which path a problem takes in
-// pool_plan.h, maps of the shortest rows in pool_transposed.h. Adaptive windows are made fixed
-// where that is the same.
+// pool_plan.h, planes of few positions in pool_lanes_cpu.cpp, few channels in pool_transposed.h.
+// Adaptive windows are made fixed where that is the same.
 #include "pool/pool_cpu.h"
 #include "pool/pool_transposed.h"
 
@@ -17,6 +17,7 @@ PoolTensor writes(void* address, int64_t positions, int64_t bytes) {
 
 void max_forward_of(const PoolProblem& p, const void* x, void* y, void* places,
                     const Context& context) {
+  if (pool_takes_lanes(p, places != nullptr)) return max_forward_in_lanes(p, x, y, places, context);
   if (!pool_transposes(p)) return max_forward(p, x, y, places, context);
   const int64_t bytes = size_of(p.dtype), in = p.in_positions(), out = p.out_positions();
   pool_transposed<3>(
@@ -45,9 +46,11 @@ void average(const PoolProblem& p, const void* x, int64_t from, void* y, int64_t
 }
 
 void avg_forward_of(const PoolProblem& p, const void* x, void* y, const Context& context) {
+  if (pool_takes_lanes(p)) return avg_forward_in_lanes(p, x, y, context);
   average<avg_forward>(p, x, p.in_positions(), y, p.out_positions(), context);
 }
 void avg_backward_of(const PoolProblem& p, const void* gy, void* gx, const Context& context) {
+  if (pool_takes_lanes(p)) return avg_backward_in_lanes(p, gy, gx, context);
   average<avg_backward>(p, gy, p.out_positions(), gx, p.in_positions(), context);
 }
 void max_pick_of(const PoolProblem& p, const void* x, const void* places, void* y,

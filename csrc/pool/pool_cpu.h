@@ -14,6 +14,11 @@ void max_indices(const PoolProblem&, const void* places, int64_t* indices, const
 void avg_forward(const PoolProblem&, const void* x, void* y, const Context&);
 void avg_backward(const PoolProblem&, const void* gy, void* gx, const Context&);
 
+// Problems that `pool_takes_lanes`, as they were given.
+void max_forward_in_lanes(const PoolProblem&, const void* x, void* y, void* places, const Context&);
+void avg_forward_in_lanes(const PoolProblem&, const void* x, void* y, const Context&);
+void avg_backward_in_lanes(const PoolProblem&, const void* gy, void* gx, const Context&);
+
 // Items of a walk over `elements` elements in all that are worth a thread.
 inline int64_t pool_grain(int64_t items, int64_t elements) {
   return 1 + 32768 / (1 + elements / (items > 0 ? items : 1));

@@ -145,7 +145,7 @@ class PixelWalk {
         sum[b] = Op::reduce(sum[b], Op::load(places_[k] + shift + at[b]));
     for (int64_t k = fresh; k < count; ++k)
       for (int b = 0; b < kVectors; ++b) {
-        prefetch_ahead<2048>(places_[k] + shift + at[b]);
+        prefetch_ahead(places_[k] + shift + at[b], 2048);
         sum[b] = Op::reduce(sum[b], Op::load(places_[k] + shift + at[b]));
       }
     for (int b = 0; b < kVectors; ++b) emit(at[b], sum[b]);

@@ -81,6 +81,8 @@ const char* cpu_path(const PoolProblem& p, PoolStep step) {
   const PoolProblem fixed = pool_with_fixed_windows(p);
   const bool turns =
       step != PoolStep::max_backward && step != PoolStep::max_pick && step != PoolStep::max_indices;
+  if (pool_takes_lanes(p, step == PoolStep::max_forward_places) && turns)
+    return name_of(PoolPath::lanes);
   if (pool_transposes(p) && turns) return "transposed";
   switch (step) {
     case PoolStep::max_forward:

@@ -13,6 +13,7 @@ enum class PoolPath : uint8_t {
   pixels,  // small windows of channels, read where they lie
   rows,    // the rows of a window are reduced where they lie, then windows along that one row
   passes,  // a strip of rows is reduced along H and along W by doubling: log2(window) passes
+  lanes,   // planes of few positions, one in each lane of a vector
   ring,    // with places: rows are reduced along W first and held while windows need them
   keys,    // with places, large windows: as `rows` or `passes`, with integers that hold both
   boxes,   // adaptive windows of unequal extents
@@ -32,6 +33,8 @@ constexpr const char* name_of(PoolPath path) {
       return "rows";
     case PoolPath::passes:
       return "passes";
+    case PoolPath::lanes:
+      return "lanes";
     case PoolPath::ring:
       return "ring";
     case PoolPath::keys:
@@ -156,8 +159,9 @@ WEFT_HD constexpr bool pool_has_keys(const PoolProblem& p) {
 // boxes, unless they are the map.
 WEFT_HD constexpr PoolPath pool_places_path(const PoolProblem& p) {
   constexpr int64_t kSmallWindow = 9;
-  if (p.inner == 1 && pool_is_global(pool_with_fixed_windows(p))) return PoolPath::planes;
-  if (p.adaptive()) return PoolPath::boxes;
+  const bool global = pool_is_global(pool_with_fixed_windows(p));
+  if (global && p.inner == 1) return PoolPath::planes;
+  if (global || p.adaptive()) return PoolPath::boxes;
   return p.window_elements() > kSmallWindow && pool_has_keys(p) ? PoolPath::keys : PoolPath::ring;
 }
 
@@ -174,7 +178,7 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
 WEFT_HD constexpr int64_t pool_tabulated_planes(const PoolProblem& p) {
   constexpr int64_t kShortRow = 64, kOutputs = 512, kMostOutputs = 4096, kLeastPlanes = 8;
   const int64_t outputs = p.out_positions();
-  if (p.adaptive() || p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
+  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
       outputs == 0 || outputs > kMostOutputs)
     return 0;
   return outputs < kOutputs ? kOutputs / outputs : 1;
@@ -213,14 +217,39 @@ WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
   return path == PoolPath::pixels ? PoolPath::rows : path;
 }
 
-// Maps with rows too short for vectors, which are pooled in the other layout: tiny planes as
-// channels, and a few channels with windows of unequal extents as planes.
+// Whether contiguous maps are pooled a plane in each lane (pool_lanes_cpu.cpp): that saves what a
+// row costs at its start, and costs turning all round. Estimates are in half cycles, with vectors
+// of 64 bytes; those of lanes hold where the maps between the axes stay in the first-level cache.
+// `places`: of a maximum with places.
+WEFT_HD constexpr bool pool_takes_lanes(const PoolProblem& p, bool places = false) {
+  constexpr int64_t kLeastPlanes = 8, kLongRow = 512, kHeldBytes = 65536, kVector = 64;
+  constexpr int64_t kTurn = 16, kTerm = 3, kRow = 180, kLine = 8, kLoad = 2;
+  if (p.inner != 1 || p.outer < kLeastPlanes || p.out_positions() <= 1 || p.in_positions() == 0)
+    return false;
+  const int64_t depth = p.in[0] > p.out[0] ? p.in[0] : p.out[0];
+  const int64_t height = p.in[1] > p.out[1] ? p.in[1] : p.out[1];
+  const int64_t most_held = p.dtype == DType::f64 ? kHeldBytes / 2 : kHeldBytes;
+  if (p.in[2] > kLongRow || depth * height * p.out[2] * kVector > most_held) return false;
+  const PoolProblem fixed = pool_with_fixed_windows(p);
+  const PoolWindow* window = fixed.window;
+  const int64_t lanes = p.dtype == DType::f64 ? 8 : 16;
+  const int64_t terms = p.in[0] * p.in[1] * p.out[2] * window[2].size +
+                        p.in[0] * p.out[1] * p.out[2] * window[1].size +
+                        p.out_positions() * window[0].size;
+  const int64_t in_lanes = ceil_div(p.outer, lanes) * (kTurn * p.in_positions() + kTerm * terms);
+  if (!places && !fixed.adaptive() && pool_values_path(fixed) == PoolPath::flat)
+    return in_lanes < p.outer * p.in_positions() * (kTurn + kTerm * p.window_elements()) / lanes;
+  const int64_t doubling = 3 * window[1].stride * pool_doubling_passes(window[1].size);
+  const int64_t loads = window[0].size * (window[1].size < doubling ? window[1].size : doubling);
+  return in_lanes <
+         p.outer * p.out[0] * p.out[1] * (kRow + p.in[2] * (kLine + kLoad * loads) / lanes);
+}
+
+// Channels-last maps of a few channels with windows of unequal extents are pooled as planes.
 WEFT_HD constexpr bool pool_transposes(const PoolProblem& p) {
-  constexpr int64_t kShortRow = 16, kTinyMap = 1024, kLeastPlanes = 8, kFewChannels = 8;
-  if (p.out_positions() <= 1 || p.in_positions() == 0) return false;
-  if (p.inner == 1)
-    return p.in[2] <= kShortRow && p.in_positions() <= kTinyMap && p.outer >= kLeastPlanes;
-  return p.inner < kFewChannels && pool_with_fixed_windows(p).adaptive();
+  constexpr int64_t kFewChannels = 8;
+  return p.inner > 1 && p.inner < kFewChannels && p.out_positions() > 1 && p.in_positions() > 0 &&
+         pool_with_fixed_windows(p).adaptive();
 }
 
 }  // namespace weft

@@ -122,13 +122,15 @@ void reduce_pixels(const PoolProblem& p, const T* x, T* y, int64_t outer, int64_
   const int64_t rows = positions / pixels;
   // One row; the sum of kRows; the sum of kRows of those.
   for (auto& level : levels) fill_lanes(level.data(), round_up(n, kWidth) + kWidth, Op::kNeutral);
+  // The rows that are reduced next; those of one step are too near.
+  const int64_t ahead = kRows * pixels * p.inner * static_cast<int64_t>(sizeof(T));
   const T* image = x + outer * positions * p.inner + c_begin;
   const T* sources[kRows];
   int64_t groups = 0;
   for (int64_t r = 0; r < rows; r += kRows) {
     const int64_t count = rows - r < kRows ? rows - r : kRows;
     for (int64_t k = 0; k < count; ++k) sources[k] = image + (r + k) * pixels * p.inner;
-    reduce_rows<Op>(sources, count, n, levels[0].data());
+    reduce_rows<Op>(sources, count, n, levels[0].data(), ahead);
     reduce_into<Op>(levels[1].data(), levels[0].data(), n);
     if (++groups % kRows != 0) continue;
     reduce_into<Op>(levels[2].data(), levels[1].data(), n);

@@ -170,38 +170,40 @@ WEFT_INLINE void fill_lanes(E* out, int64_t count, E value) {
 
 // The rows of a window are read side by side, which no hardware prefetcher takes for the one run of
 // memory that they are together; without this, rows of 112 floats come at a quarter of its speed.
-template <int kAheadBytes = 4096, class T>
-WEFT_INLINE void prefetch_ahead(const T* address) {
+constexpr int64_t kAheadBytes = 4096;
+template <class T>
+WEFT_INLINE void prefetch_ahead(const T* address, int64_t bytes = kAheadBytes) {
   // As an integer: it may lie beyond the array.
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(address) + kAheadBytes));
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(address) + bytes));
 }
 
 // Vectors j, j + kWidth ... of out[j] = reduce_k sources[k][j]; the last one ends at n at most, so
 // it may overlap the one before.
 template <class Op, int kVectors, class T>
 WEFT_INLINE void reduce_vectors(const T* const* sources, int64_t count, int64_t j, int64_t n,
-                                typename Op::E* out) {
+                                typename Op::E* out, int64_t ahead) {
   constexpr int64_t kWidth = Op::kWidth;
   int64_t at[kVectors];
   typename Op::V sum[kVectors];
   for (int b = 0; b < kVectors; ++b) {
     const int64_t begin = j + b * kWidth;
     at[b] = b + 1 < kVectors || begin + kWidth <= n ? begin : n - kWidth;
-    prefetch_ahead(sources[0] + at[b]);
+    prefetch_ahead(sources[0] + at[b], ahead);
     sum[b] = Op::load(sources[0] + at[b]);
   }
   for (int64_t k = 1; k < count; ++k)
     for (int b = 0; b < kVectors; ++b) {
-      prefetch_ahead(sources[k] + at[b]);
+      prefetch_ahead(sources[k] + at[b], ahead);
       sum[b] = Op::reduce(sum[b], Op::load(sources[k] + at[b]));
     }
   for (int b = 0; b < kVectors; ++b) store_lanes(out + at[b], sum[b]);
 }
 
-// out[j] = reduce_k sources[k][j] for j in [0, n), count > 0; writes nothing beyond n.
+// out[j] = reduce_k sources[k][j] for j in [0, n), count > 0; writes nothing beyond n. What lies
+// `ahead` bytes further is asked for.
 template <class Op, class T>
-void reduce_rows(const T* const* sources, int64_t count, int64_t n, typename Op::E* out) {
+void reduce_rows(const T* const* sources, int64_t count, int64_t n, typename Op::E* out,
+                 int64_t ahead = kAheadBytes) {
   constexpr int64_t kWidth = Op::kWidth;
   if (n < kWidth) {
     typename Op::V sum = load_some<Op>(sources[0], n);
@@ -211,10 +213,10 @@ void reduce_rows(const T* const* sources, int64_t count, int64_t n, typename Op:
   }
   int64_t j = 0;
   for (; n - j > (kBlock - 1) * kWidth; j += kBlock * kWidth)
-    reduce_vectors<Op, kBlock>(sources, count, j, n, out);
-  if (n - j > 2 * kWidth) return reduce_vectors<Op, 3>(sources, count, j, n, out);
-  if (n - j > kWidth) return reduce_vectors<Op, 2>(sources, count, j, n, out);
-  if (n > j) reduce_vectors<Op, 1>(sources, count, j, n, out);
+    reduce_vectors<Op, kBlock>(sources, count, j, n, out, ahead);
+  if (n - j > 2 * kWidth) return reduce_vectors<Op, 3>(sources, count, j, n, out, ahead);
+  if (n - j > kWidth) return reduce_vectors<Op, 2>(sources, count, j, n, out, ahead);
+  if (n > j) reduce_vectors<Op, 1>(sources, count, j, n, out, ahead);
 }
 
 // line[j] = reduce(line[j], other[j]) for whole vectors of [0, n); `other` may lie above `line`.

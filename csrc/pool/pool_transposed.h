@@ -1,10 +1,6 @@
-// Pooling on CPU of maps whose rows are too short for vectors, in the other layout.
-//
-// Rows of a few elements cost as much as rows of a few vectors. So planes of tiny contiguous maps
-// are taken as the channels of one channels-last map, as many at a time as fill a few vectors, and
-// the few channels of channels-last maps with adaptive windows of unequal extents as planes: copied
-// into the other order, pooled there, and copied back, all in the cache. Bound: the copies, an
-// element or two per cycle.
+// Adaptive pooling on CPU of channels-last maps with too few channels for vectors, as planes: the
+// maps are copied into the other order, pooled there, and copied back, all in the cache. Bound: the
+// copies, an element or two per cycle.
 #pragma once
 
 #include "core/scratch.h"
@@ -44,18 +40,15 @@ inline void transpose(const void* from, int64_t rows, int64_t columns, int64_t b
   }
 }
 
-// Runs body(problem, addresses of the tensors, context) on blocks of the problem in the other
-// layout; a tensor without addresses stays so.
+// Runs body(problem, addresses of the tensors, context) on each image in the other layout; a tensor
+// without addresses stays so.
 template <int kTensors, class Body>
 void pool_transposed(const PoolProblem& p, const PoolTensor (&tensors)[kTensors],
                      const Context& context, const Body& body) {
-  constexpr int64_t kPlanes = 64;
-  const bool to_lanes = p.inner == 1;
-  const int64_t blocks = to_lanes ? ceil_div(p.outer, kPlanes) : p.outer;
-  const int64_t channels = to_lanes ? kPlanes : p.inner;
+  const int64_t channels = p.inner;
   Context alone = context;
   alone.threads = 1;
-  parallel_for(context, blocks, pool_grain(blocks, p.in_elements() + p.out_elements()),
+  parallel_for(context, p.outer, pool_grain(p.outer, p.in_elements() + p.out_elements()),
                [&](int64_t begin, int64_t end) {
                  Scratch<char> held[kTensors];
                  void* addresses[kTensors];
@@ -65,27 +58,23 @@ void pool_transposed(const PoolProblem& p, const PoolTensor (&tensors)[kTensors]
                    held[t].resize(given ? channels * tensor.positions * tensor.bytes : 0);
                    addresses[t] = given ? held[t].data() : nullptr;
                  }
-                 for (int64_t block = begin; block < end; ++block) {
-                   const int64_t first = to_lanes ? block * kPlanes : block * channels;
-                   const int64_t left = p.outer - first;
-                   const int64_t count = to_lanes && left < kPlanes ? left : channels;
-                   PoolProblem q = p;
-                   q.outer = to_lanes ? 1 : count;
-                   q.inner = to_lanes ? count : 1;
+                 PoolProblem q = p;
+                 q.outer = channels;
+                 q.inner = 1;
+                 for (int64_t image = begin; image < end; ++image) {
+                   const int64_t first = image * channels;
                    for (int t = 0; t < kTensors; ++t) {
                      const auto& [read, written, positions, bytes] = tensors[t];
                      if (read == nullptr) continue;
                      const char* from = static_cast<const char*>(read) + first * positions * bytes;
-                     transpose(from, to_lanes ? count : positions, to_lanes ? positions : count,
-                               bytes, addresses[t]);
+                     transpose(from, positions, channels, bytes, addresses[t]);
                    }
                    body(q, addresses, alone);
                    for (int t = 0; t < kTensors; ++t) {
                      const auto& [read, written, positions, bytes] = tensors[t];
                      if (written == nullptr) continue;
                      char* to = static_cast<char*>(written) + first * positions * bytes;
-                     transpose(addresses[t], to_lanes ? positions : count,
-                               to_lanes ? count : positions, bytes, to);
+                     transpose(addresses[t], channels, positions, bytes, to);
                    }
                  }
                });

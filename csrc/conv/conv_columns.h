@@ -75,53 +75,57 @@ inline int64_t column_band(const ConvProblem& p, int64_t copies, int64_t lanes, 
   return rows;
 }
 
-// Rows of the input as lines, split by the columns' stride, with their padding around them.
-template <class T>
-class ColumnLines {
- public:
-  using Acc = accumulate_t<T>;
+// A row of the input as lines, split by the columns' stride, with its padding around it.
+template <class Acc>
+struct PhaseLines {
+  int64_t phases, in, out;
+  int64_t length;  // of a line
+  Scratch<Acc> data;
+  Scratch<Acc*> input;   // where the row's first elements are, one in each phase
+  Scratch<Acc*> column;  // where the output row finds each column of the window
 
-  explicit ColumnLines(const ConvProblem& p)
-      : w_(p.window[2]),
-        in_(p.in[2]),
-        out_(p.out[2]),
-        length_(kLanes<T> +
-                most(out_ + (w_.span() - 1) / w_.stride, (in_ + w_.padding - 1) / w_.stride + 1)),
-        lines_(w_.stride * length_) {
-    fill(lines_.data(), w_.stride * length_, Acc{0});
+  explicit PhaseLines(const ConvProblem& p)
+      : phases(p.window[2].stride),
+        in(p.in[2]),
+        out(p.out[2]),
+        length(2 * kLanes<Acc> + most(out + (p.window[2].span() - 1) / phases,
+                                      (in + p.window[2].padding - 1) / phases + 1)),
+        data(phases * length),
+        input(phases),
+        column(p.window[2].size) {
+    const Window& w = p.window[2];
+    const auto place = [&](int64_t at) { return data.data() + at % phases * length + at / phases; };
+    for (int64_t i = 0; i < phases; ++i) input[i] = place(w.padding + i);
+    for (int64_t l = 0; l < w.size; ++l) column[l] = place(l * w.dilation);
+    clear(Acc{0});
   }
-
-  void load(const T* row) {
-    const int64_t s = w_.stride;
-    const auto line = [&](int64_t i) {
-      return lines_.data() + (w_.padding + i) % s * length_ + (w_.padding + i) / s;
-    };
-    if (s == 1) return copy_row(line(0), row, in_);
-    if (s == 2) return split_row(line(0), line(1), row, in_, false);
-    if (s == 3) return split_row<T, 3>({line(0), line(1), line(2)}, row, in_);
-    if (s == 4) return split_row<T, 4>({line(0), line(1), line(2), line(3)}, row, in_);
-    for (int64_t i = 0; i < s; ++i) {
-      Acc* const to = line(i);
-      for (int64_t q = 0; i + q * s < in_; ++q) to[q] = widen(row[i + q * s]);
-    }
-  }
-  // What the outputs of a row read at column l of the window; whole vectors may be written.
-  void store(int64_t l, Acc* to) const {
-    const int64_t at = l * w_.dilation;
-    const Acc* const from = lines_.data() + at % w_.stride * length_ + at / w_.stride;
-    for (int64_t i = 0; i < out_; i += kLanes<T>) store_vec(to + i, load_vec(from + i));
-  }
-
- private:
-  Window w_;
-  int64_t in_, out_, length_;
-  Scratch<Acc> lines_;
+  void clear(Acc value) { fill(data.data(), phases * length, value); }
 };
+
+template <class T>
+void split_lines(const T* row, PhaseLines<accumulate_t<T>>& lines) {
+  const auto& to = lines.input;
+  const int64_t in = lines.in, phases = lines.phases;
+  if (phases == 1) return copy_row(to[0], row, in);
+  if (phases == 2) return split_row(to[0], to[1], row, in, false);
+  if (phases == 3) return split_row<T, 3>({to[0], to[1], to[2]}, row, in);
+  if (phases == 4) return split_row<T, 4>({to[0], to[1], to[2], to[3]}, row, in);
+  for (int64_t i = 0; i < phases; ++i)
+    for (int64_t q = 0; i + q * phases < in; ++q) to[i][q] = widen(row[i + q * phases]);
+}
+
+// What the outputs of a row read at each column of the window; whole vectors are written.
+template <class Acc>
+void store_columns(const PhaseLines<Acc>& lines, int64_t columns, Acc* to, int64_t column) {
+  for (int64_t l = 0; l < columns; ++l, to += column)
+    for (int64_t i = 0; i < lines.out; i += kLanes<Acc>)
+      store_vec(to + i, load_vec(lines.column[l] + i));
+}
 
 // What the outputs of a band from row `first` of slice `d` on read of a channel.
 template <class T>
 void fill_columns(const ConvProblem& p, const ColumnRows& band, int64_t d, int64_t first,
-                  const T* channel, ColumnLines<T>& lines, accumulate_t<T>* out) {
+                  const T* channel, PhaseLines<accumulate_t<T>>& lines, accumulate_t<T>* out) {
   for (int64_t i = 0; i < band.slices; ++i) {
     const int64_t slice = source_of(p.window[0], d, i, p.in[0], false);
     for (int64_t phase = 0; phase < band.phases; ++phase) {
@@ -134,8 +138,8 @@ void fill_columns(const ConvProblem& p, const ColumnRows& band, int64_t d, int64
             fill(to + l * band.column(), band.width, accumulate_t<T>{0});
           continue;
         }
-        lines.load(channel + (slice * p.in[1] + h) * p.in[2]);
-        for (int64_t l = 0; l < band.columns; ++l) lines.store(l, to + l * band.column());
+        split_lines(channel + (slice * p.in[1] + h) * p.in[2], lines);
+        store_columns(lines, band.columns, to, band.column());
       }
     }
   }
@@ -266,7 +270,7 @@ void fprop_columns(const ConvProblem& p, const T* x, const T* w, const T* bias, 
                  aligned(p.out[1] * p.out[2] * size) && aligned(band * p.out[2] * size));
 
   parallel_for(context, p.n * p.groups * p.out[0] * bands, 1, [&](int64_t begin, int64_t end) {
-    ColumnLines<T> lines(p);
+    PhaseLines<Acc> lines(p);
     Scratch<Acc> rows(p.c * layout.channel()), start(p.k);
     Scratch<T> stage(direct ? 0 : kColumnRows * kColumnStage * kLanes<T>);
     for (int64_t task = begin; task < end; ++task) {

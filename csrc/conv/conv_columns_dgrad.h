@@ -42,75 +42,50 @@ __attribute__((noinline)) void column_scatter(const Acc* gy, int64_t terms, cons
   });
 }
 
-// Rows of gx from rows of columns.
-template <class T>
-class ColumnJoin {
- public:
+template <class Acc>
+void add_row(Acc* to, const Acc* from, int64_t count) {
+  constexpr int kLane = kLanes<Acc>;
+  int64_t i = 0;
+  for (; i + kLane <= count; i += kLane) store_vec(to + i, load_vec(to + i) + load_vec(from + i));
+  const int64_t left = count - i;
+  if (left > 0) store_lanes(to + i, load_lanes(to + i, left) + load_lanes(from + i, left), left);
+}
+
+template <int kPhases, class T>
+void zip_lines(const PhaseLines<accumulate_t<T>>& lines, T* to) {
   using Acc = accumulate_t<T>;
-
-  explicit ColumnJoin(const ConvProblem& p)
-      : w_(p.window[2]),
-        in_(p.in[2]),
-        out_(p.out[2]),
-        length_(2 * kLanes<T> +
-                most(out_ + (w_.span() - 1) / w_.stride, (in_ + w_.padding - 1) / w_.stride + 1)),
-        lines_(w_.stride * length_) {}
-
-  // to = start + the columns l at rows + l · column; null: there are none.
-  void run(const Acc* rows, int64_t column, Acc start, T* to) {
-    fill(lines_.data(), w_.stride * length_, start);
-    if (rows != nullptr)
-      for (int64_t l = 0; l < w_.size; ++l, rows += column) {
-        const int64_t at = l * w_.dilation;
-        add_row(lines_.data() + at % w_.stride * length_ + at / w_.stride, rows);
-      }
-    if (w_.stride == 1) return narrow_row(to, line(0), in_);
-    if (w_.stride == 2) return zip_lines<2>(to);
-    if (w_.stride == 4) return zip_lines<4>(to);
-    for (int64_t i = 0; i < w_.stride; ++i) {
-      const Acc* const from = line(i);
-      for (int64_t q = 0; i + q * w_.stride < in_; ++q) to[i + q * w_.stride] = narrow<T>(from[q]);
+  constexpr int64_t kLane = kLanes<T>;
+  for (int64_t at = 0; at < lines.in; at += kPhases * kLane) {
+    Vec<Acc> v[kPhases];
+    for (int i = 0; i < kPhases; ++i) v[i] = load_vec(lines.input[i] + at / kPhases);
+    if constexpr (kPhases == 4) {
+      zip(v[0], v[2]);
+      zip(v[1], v[3]);
+      zip(v[2], v[3]);
+    }
+    zip(v[0], v[1]);
+    for (int64_t i = 0; i < kPhases; ++i) {
+      const int64_t left = lines.in - at - i * kLane;
+      if (left > 0) store_lanes(to + at + i * kLane, v[i], left);
     }
   }
+}
 
- private:
-  // Of gx's columns i, i + stride, ...
-  const Acc* line(int64_t i) const {
-    const int64_t at = w_.padding + i;
-    return lines_.data() + at % w_.stride * length_ + at / w_.stride;
+// A row of gx: `start` + the columns of the window at rows, `column` apart; null: there are none.
+template <class T>
+void join_columns(PhaseLines<accumulate_t<T>>& lines, int64_t columns, const accumulate_t<T>* rows,
+                  int64_t column, accumulate_t<T> start, T* to) {
+  lines.clear(start);
+  if (rows != nullptr)
+    for (int64_t l = 0; l < columns; ++l) add_row(lines.column[l], rows + l * column, lines.out);
+  if (lines.phases == 1) return narrow_row(to, lines.input[0], lines.in);
+  if (lines.phases == 2) return zip_lines<2>(lines, to);
+  if (lines.phases == 4) return zip_lines<4>(lines, to);
+  for (int64_t i = 0; i < lines.phases; ++i) {
+    const accumulate_t<T>* from = lines.input[i];
+    for (int64_t q = i; q < lines.in; q += lines.phases) to[q] = narrow<T>(*from++);
   }
-
-  void add_row(Acc* to, const Acc* from) const {
-    constexpr int kLane = kLanes<Acc>;
-    int64_t i = 0;
-    for (; i + kLane <= out_; i += kLane) store_vec(to + i, load_vec(to + i) + load_vec(from + i));
-    if (i < out_)
-      store_lanes(to + i, load_lanes(to + i, out_ - i) + load_lanes(from + i, out_ - i), out_ - i);
-  }
-
-  template <int kPhases>
-  void zip_lines(T* to) const {
-    constexpr int64_t kLane = kLanes<T>;
-    const Acc* from[kPhases];
-    for (int i = 0; i < kPhases; ++i) from[i] = line(i);
-    for (int64_t at = 0; at < in_; at += kPhases * kLane) {
-      Vec<Acc> v[kPhases];
-      for (int i = 0; i < kPhases; ++i) v[i] = load_vec(from[i] + at / kPhases);
-      if constexpr (kPhases == 4) {
-        zip(v[0], v[2]);
-        zip(v[1], v[3]);
-        zip(v[2], v[3]);
-      }
-      zip(v[0], v[1]);
-      for (int i = 0; i < kPhases; ++i)
-        if (in_ - at > i * kLane) store_lanes(to + at + i * kLane, v[i], in_ - at - i * kLane);
-    }
-  }
-
-  Window w_;
-  int64_t in_, out_, length_;
-  Scratch<Acc> lines_;
-};
+}
 
 // Scratch rows that have the products of gy's rows from `first` on.
 template <class T>
@@ -174,7 +149,7 @@ void dgrad_columns(const ConvProblem& p, const T* gy, const T* w, const T* bias,
 
   parallel_for(context, images * ranges, 1, [&](int64_t begin, int64_t end) {
     Scratch<Acc> scratch(p.c * layout.channel()), block(p.k * kWidth);
-    ColumnJoin<T> join(p);
+    PhaseLines<Acc> lines(p);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t range = task % ranges, d = task / ranges % p.in[0];
       const int64_t image = task / ranges / p.in[0], group = image % p.groups;
@@ -223,9 +198,10 @@ void dgrad_columns(const ConvProblem& p, const T* gy, const T* w, const T* bias,
           const Acc* const from = sums.row(p.window[1], next_row);
           for (int64_t c = 0; c < p.c; ++c) {
             const int64_t channel = group * p.c + c;
-            join.run(from != nullptr ? from + c * layout.channel() : nullptr, layout.column(),
-                     bias != nullptr ? widen(bias[channel]) : Acc{0},
-                     gx + (((image * p.c + c) * p.in[0] + d) * p.in[1] + next_row) * p.in[2]);
+            join_columns(lines, layout.columns,
+                         from != nullptr ? from + c * layout.channel() : nullptr, layout.column(),
+                         bias != nullptr ? widen(bias[channel]) : Acc{0},
+                         gx + (((image * p.c + c) * p.in[0] + d) * p.in[1] + next_row) * p.in[2]);
           }
         }
         sums.carry(p.c);

@@ -134,7 +134,7 @@ void wgrad_columns(const ConvProblem& p, const T* x, const T* gy, T* gw, const C
   Scratch<Acc> partial(chunks * count);
   if (units == 0) fill(partial.data(), count, Acc{0});
   parallel_for(context, units > 0 ? chunks * p.groups : 0, 1, [&](int64_t begin, int64_t end) {
-    ColumnLines<T> lines(p);
+    PhaseLines<Acc> lines(p);
     Scratch<Acc> rows(together * p.c * layout.channel());
     Scratch<const T*> gradients(together);
     for (int64_t task = begin; task < end; ++task) {

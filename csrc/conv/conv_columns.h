@@ -117,9 +117,11 @@ void split_lines(const T* row, PhaseLines<accumulate_t<T>>& lines) {
 // What the outputs of a row read at each column of the window; whole vectors are written.
 template <class Acc>
 void store_columns(const PhaseLines<Acc>& lines, int64_t columns, Acc* to, int64_t column) {
-  for (int64_t l = 0; l < columns; ++l, to += column)
-    for (int64_t i = 0; i < lines.out; i += kLanes<Acc>)
-      store_vec(to + i, load_vec(lines.column[l] + i));
+  const int64_t out = lines.out;
+  for (int64_t l = 0; l < columns; ++l, to += column) {
+    const Acc* const from = lines.column[l];
+    for (int64_t i = 0; i < out; i += kLanes<Acc>) store_vec(to + i, load_vec(from + i));
+  }
 }
 
 // What the outputs of a band from row `first` of slice `d` on read of a channel.

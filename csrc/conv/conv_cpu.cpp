@@ -5,7 +5,8 @@
 // pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies (conv_layout_wgrad.h).
 // Contiguous ones of windows of one place are products along the positions (conv_flat.h), whose
 // gradients may come at once (conv_flat_backward.h).
-// Contiguous ones of few channels stay flat planes (conv_planes.h), and channels-last ones of very
+// Contiguous ones of few input channels are copied for each column of the window (conv_columns.h).
+// Others of few channels stay flat planes (conv_planes.h), and channels-last ones of very
 // few are copied to such (conv_planes_last.h). Depthwise ones have kernels of their own:
 // conv_rows.h and, channels-last, conv_depthwise.h; all their gradients at once are
 // conv_rows_backward.h and conv_depthwise_backward.h.

@@ -178,8 +178,8 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
 WEFT_HD constexpr int64_t pool_tabulated_planes(const PoolProblem& p) {
   constexpr int64_t kShortRow = 64, kOutputs = 512, kMostOutputs = 4096, kLeastPlanes = 8;
   const int64_t outputs = p.out_positions();
-  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
-      outputs == 0 || outputs > kMostOutputs)
+  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes || outputs == 0 ||
+      outputs > kMostOutputs)
     return 0;
   return outputs < kOutputs ? kOutputs / outputs : 1;
 }

@@ -53,6 +53,9 @@ constexpr const char* name_of(PoolPath path) {
   return "";
 }
 
+// Elements that are worth a thread: a few microseconds of work, some times what sharing it costs.
+inline constexpr int64_t kPoolGrain = 16384;
+
 // Windows along a row of up to this many elements are reduced one by one, larger ones by doubling.
 inline constexpr int64_t kPoolDirectSize = 6;
 

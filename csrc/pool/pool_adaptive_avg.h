@@ -154,7 +154,8 @@ void adaptive_avg_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t be
             sum[ow * inner + c] += widen(row[ow * inner + c]) / divisor;
         }
       }
-    if (p.in[2] >= p.out[2]) return repeat_row(p, width, sum.data(), values.data(), out);
+    if (p.out[2] > 0 && p.out[2] <= p.in[2])
+      return repeat_row(p, width, sum.data(), values.data(), out);
     fill(spread.data(), n, A{0});
     for (int64_t ow = 0; ow < p.out[2]; ++ow) {
       A* window = spread.data() + width.first[ow] * inner;

@@ -21,7 +21,7 @@ void avg_backward_in_lanes(const PoolProblem&, const void* gy, void* gx, const C
 
 // Items of a walk over `elements` elements in all that are worth a thread.
 inline int64_t pool_grain(int64_t items, int64_t elements) {
-  return 1 + 32768 / (1 + elements / (items > 0 ? items : 1));
+  return 1 + kPoolGrain / (1 + elements / (items > 0 ? items : 1));
 }
 
 // Calls `body` with the integer that holds a place.

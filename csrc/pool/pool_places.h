@@ -83,7 +83,7 @@ WEFT_INLINE void parallel_pieces(const PoolProblem& p, const Context& context, c
   const int64_t plane = (p.in_positions() + p.out_positions()) * p.inner / chunks;
   const int64_t planes = pool_tabulated_planes(p);
   const int64_t group = planes > 0 ? planes : 1;
-  parallel_for(context, p.outer * chunks, 1 + 32768 / (plane > 0 ? plane : 1),
+  parallel_for(context, p.outer * chunks, 1 + kPoolGrain / (plane > 0 ? plane : 1),
                [&](int64_t begin, int64_t end) {
                  for (int64_t item = begin; item < end; item += group) {
                    const int64_t outer = item / chunks, c = item % chunks * kChannels;

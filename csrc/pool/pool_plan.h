@@ -53,6 +53,9 @@ constexpr const char* name_of(PoolPath path) {
   return "";
 }
 
+// Elements that are worth a thread: a few microseconds of work, some times what sharing it costs.
+inline constexpr int64_t kPoolGrain = 16384;
+
 // Windows along a row of up to this many elements are reduced one by one, larger ones by doubling.
 inline constexpr int64_t kPoolDirectSize = 6;
 
@@ -178,8 +181,8 @@ WEFT_HD constexpr bool pool_windows_are_apart(const PoolProblem& p) {
 WEFT_HD constexpr int64_t pool_tabulated_planes(const PoolProblem& p) {
   constexpr int64_t kShortRow = 64, kOutputs = 512, kMostOutputs = 4096, kLeastPlanes = 8;
   const int64_t outputs = p.out_positions();
-  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes ||
-      outputs == 0 || outputs > kMostOutputs)
+  if (p.inner != 1 || p.out[2] > kShortRow || p.outer < kLeastPlanes || outputs == 0 ||
+      outputs > kMostOutputs)
     return 0;
   return outputs < kOutputs ? kOutputs / outputs : 1;
 }

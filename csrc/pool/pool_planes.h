@@ -82,7 +82,7 @@ void reduce_planes(const PoolProblem& p, const T* x, T* y, const Context& contex
     });
   const int64_t groups = ceil_div(planes, kWidth);
   parallel_for(
-      context, groups, pieces > 1 ? groups : 1 + 32768 / (kWidth * size),
+      context, groups, pieces > 1 ? groups : 1 + kPoolGrain / (kWidth * size),
       [&](int64_t begin, int64_t end) {
         for (int64_t first = begin * kWidth; first < end * kWidth; first += kWidth) {
           const int64_t count = planes - first < kWidth ? planes - first : kWidth;
@@ -164,7 +164,7 @@ void reduce_globally(const PoolProblem& p, const T* x, T* y, const Context& cont
   if (p.inner == 1) return reduce_planes<Op>(p, x, y, context, finish);
   const int64_t chunks = ceil_div(p.inner, kChannelsAtOnce);
   const int64_t items = p.outer * chunks;
-  parallel_for(context, items, 1 + 32768 * items / p.in_elements(),
+  parallel_for(context, items, 1 + kPoolGrain * items / p.in_elements(),
                [&](int64_t begin, int64_t end) {
                  Scratch<typename Op::E> levels[3];
                  for (auto& level : levels) level.resize(kChannelsAtOnce + 2 * Op::kWidth);

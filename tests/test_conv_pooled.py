@@ -19,7 +19,7 @@ from weft.testing import cpu_target, host_execution
 MAPS: dict[str, tuple[int, int, int, tuple[int, ...], int, int, int]] = {
     "depthwise": (24, 24, 24, (70, 61), 3, 1, 1),
     "depthwise, large windows": (12, 12, 12, (90, 83), 11, 1, 5),
-    "grouped": (32, 64, 4, (40, 45), 3, 1, 1),
+    "grouped": (32, 64, 4, (70, 61), 3, 1, 1),
     "pointwise": (16, 48, 1, (60, 61), 1, 1, 0),
     "first": (3, 32, 1, (130, 101), 3, 2, 1),
     "dense, large windows": (3, 32, 1, (101, 131), 7, 2, 3),

@@ -176,11 +176,12 @@ def test_the_unpooled_map_is_not_kept(pool: str, device: torch.device) -> None:
     assert kept[0] <= kept[1] - map_bytes / 2
 
 
-def test_small_maps_cuda_and_few_channels_go_in_sequence() -> None:
+def test_small_and_narrow_maps_cuda_and_few_channels_go_in_sequence() -> None:
     block, _, x = build("depthwise", "max 2", False)
     assert [p.op for p in weft.explain(block, x[:, :, :8, :8])] == ["conv_pooled"] * 2
     plans = weft.explain(block, x, target="cuda")
     assert [p.kernel for p in plans] == ["conv_depthwise_fprop", "max_pool_tile"]
+    assert path_of(block, torch.randn(16, 24, 30, 30)) == "sequence"  # pooled a plane in each lane
     few = weft.nn.ConvBlock2d(1, 2, 3, pooling="max")
     assert path_of(few, torch.randn(8, 1, 200, 200)) == "sequence"
 

@@ -121,20 +121,23 @@ def _(grad: Tensor, signs: Tensor, size: Sequence[int], *rest: Any) -> Tensor:
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
+def _kept_for_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    window: ConvWindow,
+    pooling: Pooling,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the places or signs that backward needs."""
+    return _ops.conv_pooled(input, weight, bias, activation, slope, *window, *pooling, True)
+
+
 class ConvMaxPooled(Function):
     """y = maximum of activation(x ⋆ w + b) over windows; also returns the places."""
 
-    @staticmethod
-    def compute(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        slope: float,
-        window: ConvWindow,
-        pooling: Pooling,
-    ) -> tuple[Tensor, Tensor]:
-        return _ops.conv_pooled(input, weight, bias, activation, slope, *window, *pooling, True)
+    compute = staticmethod(_kept_for_backward)
 
     @staticmethod
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:
@@ -160,17 +163,7 @@ class ConvAvgPooled(Function):
     A gradient that will be differentiated again is taken by way of the map, which is made anew.
     """
 
-    @staticmethod
-    def compute(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        slope: float,
-        window: ConvWindow,
-        pooling: Pooling,
-    ) -> tuple[Tensor, Tensor]:
-        return _ops.conv_pooled(input, weight, bias, activation, slope, *window, *pooling, True)
+    compute = staticmethod(_kept_for_backward)
 
     @staticmethod
     def save(ctx: Any, args: tuple, outputs: tuple[Tensor, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,25 @@ def test_a_row_that_fails_costs_no_other(
     assert {row["family"] for row in written["rows"]} == {"pool", "rnn"}
     assert len(written["failed"]) == 2
     assert all(line.endswith(": launch failed") for line in written["failed"])
+
+
+class FailingRow(PoolRow):
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        raise RuntimeError("no inputs today")
+
+
+class EndingRow(PoolRow):
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [(FailingRow, "no inputs today"), (EndingRow, "terminated abruptly")]
+)
+def test_what_happens_in_a_rows_process_is_told(kind: type[PoolRow], message: str) -> None:
+    row = kind(*dataclasses.astuple(TINY["pool"]))
+    with pytest.raises(RuntimeError, match=message):
+        measuring.time_row_apart(row, "f", CPU, BRIEF)
 
 
 def test_a_row_measured(tiny_rows: None) -> None:

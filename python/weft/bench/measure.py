@@ -4,15 +4,21 @@ Both run warm, on inputs that rotate through more memory than the last-level cac
 order changes from sample to sample, so that drift of the machine meets both. A sample is as many
 calls as fill a millisecond. Medians with the interquartile range; the CPU's clock is
 `time.perf_counter`, CUDA's are events.
+
+On the CPU each row has a process of its own. What ran before in a process decides, by what it left
+of malloc's heap, whether an output of 32 MB and more comes of fresh pages of the system, which
+takes a PyTorch operation up to four times as long: a row would depend on its place in the list.
 """
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -280,13 +286,55 @@ class Problem:
         return kept_bytes(lambda: module(*self._arguments[0]), list(module.parameters()))
 
 
-def measure(
-    row: Row, direction: Direction, device: torch.device, ceilings: Ceilings, effort: Effort
+def time_row(
+    row: Row, direction: Direction, device: torch.device, effort: Effort
 ) -> dict[str, Any]:
-    """One row of the result, as it stands in JSON; times in seconds, ratio = native ÷ weft."""
+    """What is measured of a row in this process; times in seconds, ratio = native ÷ weft."""
     problem = Problem(row, direction, device)
     calls = [problem.call(library) for library in ("weft", "native")]
     weft_time, native_time = time_in_turn(calls, device, effort)
+    return {
+        "weft_s": weft_time.seconds,
+        "native_s": native_time.seconds,
+        "ratio": native_time.seconds / weft_time.seconds,
+        "weft_spread_s": weft_time.spread,
+        "native_spread_s": native_time.spread,
+        "samples": weft_time.samples,
+        "peak_bytes": peak_bytes(partial(calls[0], 0), device),
+        "native_peak_bytes": peak_bytes(partial(calls[1], 0), device),
+        "kept_bytes": problem.kept_bytes("weft"),
+        "native_kept_bytes": problem.kept_bytes("native"),
+    }
+
+
+def time_row_apart(
+    row: Row, direction: Direction, device: torch.device, effort: Effort
+) -> dict[str, Any]:
+    """`time_row` in a new process.
+
+    Raises:
+        RuntimeError: what the row raised there, or that the process came to an end.
+    """
+    # Not a fork: weft and PyTorch run in one thread there.
+    with ProcessPoolExecutor(
+        max_workers=1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(torch.get_num_threads(),),
+    ) as process:
+        return process.submit(time_row, row, direction, device, effort).result()
+
+
+def measure(
+    row: Row, direction: Direction, device: torch.device, ceilings: Ceilings, effort: Effort
+) -> dict[str, Any]:
+    """One row of the result, as it stands in JSON.
+
+    Raises:
+        RuntimeError: what the row raised.
+    """
+    timed = time_row if device.type == "cuda" else time_row_apart
+    found = timed(row, direction, device, effort)
     cost = row.cost(direction)
     by_bytes = cost.bytes / ceilings.bytes_per_second()
     by_flops = cost.flops / ceilings.flops_per_second(row.dtype)
@@ -299,17 +347,8 @@ def measure(
         "layout": row.layout,
         "direction": direction,
         "device": device.type,
-        "weft_s": weft_time.seconds,
-        "native_s": native_time.seconds,
-        "ratio": native_time.seconds / weft_time.seconds,
-        "weft_spread_s": weft_time.spread,
-        "native_spread_s": native_time.spread,
-        "samples": weft_time.samples,
         "bytes": cost.bytes,
         "flops": cost.flops,
-        "fraction_of_ceiling": max(by_bytes, by_flops) / weft_time.seconds,
-        "peak_bytes": peak_bytes(partial(calls[0], 0), device),
-        "native_peak_bytes": peak_bytes(partial(calls[1], 0), device),
-        "kept_bytes": problem.kept_bytes("weft"),
-        "native_kept_bytes": problem.kept_bytes("native"),
+        "fraction_of_ceiling": max(by_bytes, by_flops) / found["weft_s"],
+        **found,
     }

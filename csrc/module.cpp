@@ -3,8 +3,8 @@
 #include <pybind11/stl.h>
 
 #include "conv/conv_ops.h"
+#include "core/kept_memory.h"
 #include "ops_common.h"
-#include "output_memory.h"
 #include "pool/pool_ops.h"
 #include "rnn/rnn_layer_ops.h"
 #include "rnn/rnn_ops.h"
@@ -90,8 +90,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("host_execution", weft::host_execution);
   m.def("set_sm90a_kernels", weft::set_sm90a_kernels);
   m.def("sm90a_kernels", weft::sm90a_kernels);
-  m.def("kept_output_bytes", weft::kept_output_bytes);
-  m.def("release_kept_outputs", weft::release_kept_outputs);
+  m.def("kept_bytes", weft::kept_bytes);
+  m.def("release_kept", weft::release_kept);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
   PyModule_AddFunctions(m.ptr(), weft::eager_convolution());
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());

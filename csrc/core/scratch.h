@@ -1,9 +1,12 @@
-// A kernel's private memory on CPU: aligned for vectors, freed at the end of its scope.
+// A kernel's private memory on CPU: aligned for vectors, freed at the end of its scope; large
+// blocks are kept for the next call.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+
+#include "core/kept_memory.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -13,7 +16,7 @@ class Scratch {
  public:
   Scratch() = default;
   explicit Scratch(int64_t count) { resize(count); }
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { free(); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -21,8 +24,11 @@ class Scratch {
   void resize(int64_t count) {
     constexpr int64_t kAlign = 64;
     const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-    std::free(data_);
-    data_ = static_cast<T*>(std::aligned_alloc(kAlign, bytes > 0 ? bytes : kAlign));
+    free();
+    block_ = take_block(bytes);
+    data_ = static_cast<T*>(block_.memory != nullptr
+                                ? block_.memory
+                                : std::aligned_alloc(kAlign, bytes > 0 ? bytes : kAlign));
     if (data_ == nullptr) throw std::bad_alloc();
   }
 
@@ -32,7 +38,16 @@ class Scratch {
   const T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  void free() {
+    if (block_.memory != nullptr) {
+      give_back(block_);
+    } else {
+      std::free(data_);
+    }
+  }
+
   T* data_ = nullptr;
+  KeptBlock block_;  // null where malloc served
 };
 
 template <class T>

@@ -38,7 +38,8 @@ void pack_panel(const T* b, int64_t stride, int64_t count, int64_t k, int vector
 }
 
 // Terms [0, k) of strips of rows of the transposed A; `rows` of them in all. Some terms of a strip
-// at once: every strip is in another page.
+// at once, as every strip is in another page; the next ones are fetched meanwhile, as a row of A is
+// too far from the one before it for the processor to foresee.
 template <class Format, class T>
 void copy_strips(const T* a, int64_t stride, int64_t rows, int64_t k, accumulate_t<T>* out) {
   constexpr int64_t kAtOnce = 8;
@@ -49,6 +50,7 @@ void copy_strips(const T* a, int64_t stride, int64_t rows, int64_t k, accumulate
       accumulate_t<T>* to = out + row / kStrip * kStripSize + first * kStrip;
       const int count = rows - row < kStrip ? static_cast<int>(rows - row) : kStrip;
       for (int64_t i = first; i < last; ++i, to += kStrip) {
+        __builtin_prefetch(a + (i + kAtOnce) * Format::kTerms * stride + row);
         if constexpr (std::is_same_v<T, accumulate_t<T>>) {
           const T* from = a + i * stride + row;
           if (count == kStrip) {

@@ -88,9 +88,7 @@ std::array<Tensor, 2> weight_gradients(const Tensor& a, const Stacked& first,
                   results[i].mutable_data_ptr()};
   }
   if (kernels == nullptr || planned) return results;
-  // From 2 MiB on, memory is kept from call to call (output_memory.cpp).
-  const int64_t bytes = std::max(gradient_work(p, factors[0].n, factors[1].n), int64_t{2} << 20);
-  const Tensor work = empty_output(a, {bytes}, at::kByte);
+  const Tensor work = empty_output(a, {gradient_work(p, factors[0].n, factors[1].n)}, at::kByte);
   kernels->weight_gradients(p, a.const_data_ptr(), factors, work.mutable_data_ptr(),
                             context_for(a));
   return results;

@@ -5,12 +5,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
-#include <pthread.h>
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 
+#include "core/fork.h"
 #include "output_memory.h"
 
 #if WEFT_WITH_CUDA
@@ -68,11 +67,6 @@ std::vector<std::string>& planned_op_names() {
   static std::vector<std::string> names;
   return names;
 }
-
-// libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
-std::atomic<bool> in_forked_child{false};
-[[maybe_unused]] const int fork_handler =
-    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
 }  // namespace
 
@@ -165,7 +159,7 @@ Context context_for(const at::Tensor& t) {
     return context;
   }
 #endif
-  context.threads = in_forked_child ? 1 : at::get_num_threads();
+  context.threads = threads_lost_in_fork() ? 1 : at::get_num_threads();
   return context;
 }
 

@@ -579,6 +579,31 @@ def test_after_fork() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_after_fork_of_a_process_of_one_thread() -> None:
+    """The child has nothing to wait for: weft's kernels take the threads that they are given."""
+    script = """
+        import os, torch, weft.functional as W
+        threads = lambda: len(os.listdir("/proc/self/task"))
+        assert threads() == 1
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(2)
+            x = torch.randn(8, 16, 128, 128)
+            before = threads()
+            W.max_pool2d(x, 2)
+            os._exit(0 if threads() == before + 1 else 3)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_selftest_is_an_op_like_any_other(device: torch.device) -> None:
     x = torch.arange(BLOCK, dtype=torch.int32, device=device)
     torch.library.opcheck(torch.ops.weft.device_selftest.default, (x, "load.4"))

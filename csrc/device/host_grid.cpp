@@ -4,13 +4,12 @@
 // memory: a kernel that relies on an order it did not ask for (a missing barrier) differs between
 // the runs. Such a fault is hunted: the grid runs once more, serially, so that the message can name
 // the thread that stored the byte that differs.
-#include <pthread.h>
-
 #include <atomic>
 #include <limits>
 #include <mutex>
 #include <numeric>
 
+#include "core/fork.h"
 #include "device/host_run.h"
 
 namespace weft::device {
@@ -38,11 +37,6 @@ std::vector<Integer> ordered(int64_t count, Order order, uint64_t seed) {
     }
   return indices;
 }
-
-// libgomp's threads do not survive a fork, and a team in the child would wait for them for ever.
-std::atomic<bool> in_forked_child{false};
-[[maybe_unused]] const int fork_handler =
-    pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
 
 // Of several faults the one that the order meets first is thrown, so a message never changes.
 void run_blocks(LaunchRun& launch, Order order, bool serially) {
@@ -81,7 +75,7 @@ void run_blocks(LaunchRun& launch, Order order, bool serially) {
 }
 
 void run_grid(LaunchRun& launch, Order order, const Image& before) {
-  run_blocks(launch, order, in_forked_child);
+  run_blocks(launch, order, threads_lost_in_fork());
   const std::string damage = output_damage(launch);
   if (damage.empty()) return;
   for (size_t i = 0; i < launch.outputs.size(); ++i) {

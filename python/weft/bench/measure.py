@@ -31,6 +31,9 @@ from weft.bench.rows import Direction, Row
 
 # The profiler, which counts allocations here, logs every start and stop unless told not to.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# A row's process is a fork, which may have threads only if the process it comes from had none; numpy
+# would start some.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _SAMPLE_SECONDS = 1e-3
 _ROTATION_BYTES = 1 << 30
@@ -310,15 +313,16 @@ def time_row(
 def time_row_apart(
     row: Row, direction: Direction, device: torch.device, effort: Effort
 ) -> dict[str, Any]:
-    """`time_row` in a new process.
+    """`time_row` in a new process, a fork of one that has imported what it needs and run nothing.
 
     Raises:
         RuntimeError: what the row raised there, or that the process came to an end.
     """
-    # Not a fork: weft and PyTorch run in one thread there.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__, "torch.profiler"])
     with ProcessPoolExecutor(
         max_workers=1,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=torch.set_num_threads,
         initargs=(torch.get_num_threads(),),
     ) as process:

@@ -31,7 +31,7 @@ from weft.bench.rows import Direction, Row
 
 # The profiler, which counts allocations here, logs every start and stop unless told not to.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-# A row's process is a fork, which may have threads only if the process it comes from had none; numpy
+# A row's process is a fork, which may have threads only if the one it comes from had none; numpy
 # would start some.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

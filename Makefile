@@ -60,12 +60,13 @@ build: $(VENV)/ready
 # Address and undefined-behaviour sanitizers over the CPU kernels and host execution, in a copy of
 # the package of their own. Left out: tests of what is not weft's own memory accesses (torch's
 # compilers, the process after a fork, the growth of memory, which a sanitizer's quarantine hides),
-# and gradcheck, which calls kernels that other tests call hundreds of times more. What pytest's
-# capture would swallow lies in build/sanitize/report.*.
+# and gradcheck, which calls kernels that other tests call hundreds of times more. What the address
+# sanitizer says lies in build/sanitize/report.*; the other one writes to stderr, past a capture of
+# Python's own output.
 SANITIZE_TESTS = $(addsuffix .py,$(addprefix tests/test_,device device_hopper eager pool pool_cpu \
   pool_columns pool_eager pool_errors pool_layers pool_regions conv conv_backward conv_block \
-  conv_depthwise conv_eager conv_empty conv_pooled conv_product conv_surface conv_wgmma conv_winograd \
-  rnn rnn_layers rnn_sequence rnn_variants mdlstm))
+  conv_columns conv_depthwise conv_eager conv_empty conv_flat conv_pooled conv_product conv_surface \
+  conv_wgmma conv_winograd rnn rnn_layers rnn_sequence rnn_variants mdlstm))
 SANITIZE_SKIP := compile or after_fork or does_not_grow or gradcheck or gradients_of_both_orders
 PRELOAD = $(shell for library in asan ubsan stdc++; do $(or $(CXX),g++) -print-file-name=lib$$library.so; done)
 sanitize: REPORT = build/sanitize/report
@@ -77,7 +78,7 @@ sanitize: $(VENV)/ready
 	PYTHONPATH=build/sanitize/python LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:log_path=$(REPORT) \
 	  UBSAN_OPTIONS=print_stacktrace=1:log_path=$(REPORT) \
-	  timeout 5400 $(BIN)/python -m pytest -x -p no:cacheprovider \
+	  timeout 5400 $(BIN)/python -m pytest -x -p no:cacheprovider --capture=sys \
 	  -k "not ($(SANITIZE_SKIP))" $(SANITIZE_TESTS)
 
 # Compiles, links and imports all CUDA code against the CUDA build of torch. Needs no GPU.

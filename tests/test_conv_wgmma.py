@@ -43,6 +43,39 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "many_windows": ((1, 16, 33, 32), (24, 16, 2, 1), {"padding": (1, 0)}),
     "volume": ((1, 16, 5, 6, 7), (16, 16, 2, 3, 2), {"padding": 1}),
     "strided_volume": ((2, 16, 5, 6, 7), (16, 16, 3, 3, 2), {"padding": 1, "stride": (1, 2, 1)}),
+    "place_in_padding": ((3, 16, 1, 90), (16, 16, 1, 3), {"stride": (3, 2), "padding": (1, 0)}),
+}
+
+# What phases of a strided input gradient can meet: unequal ones, ones without places or of far
+# outputs, inputs that no window reads, more of them than a launch takes.
+STRIDED: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "halves": ((2, 16, 16, 18), (24, 16, 3, 3), {"stride": 2, "padding": 1}),
+    "odd_halves": ((2, 16, 15, 17), (24, 16, 3, 3), {"stride": 2}),
+    "thirds": ((2, 16, 17, 19), (16, 16, 5, 4), {"stride": 3, "padding": (2, 1)}),
+    "pointwise": ((3, 24, 13, 14), (40, 24, 1, 1), {"stride": 2}),
+    "patches": ((2, 16, 16, 16), (32, 16, 4, 4), {"stride": 4}),
+    "unread_end": ((2, 16, 17, 18), (16, 16, 2, 2), {"stride": 4}),
+    "more_padding_than_window": ((2, 16, 14, 15), (16, 16, 2, 2), {"stride": 2, "padding": 5}),
+    "dilation_of_the_stride": (
+        (2, 16, 15, 14),
+        (16, 16, 3, 3),
+        {"stride": 2, "padding": 2, "dilation": 2},
+    ),
+    "dilation_apart": (
+        (2, 16, 19, 18),
+        (16, 16, 3, 4),
+        {"stride": (2, 3), "padding": (3, 4), "dilation": (3, 2)},
+    ),
+    "dilation_and_stride_share": (
+        (1, 16, 25, 26),
+        (24, 16, 3, 3),
+        {"stride": (4, 6), "padding": 4, "dilation": (6, 4)},
+    ),
+    "many_channels": ((1, 136, 12, 11), (72, 136, 3, 3), {"stride": 2, "padding": 1}),
+    "long_stride": ((2, 16, 33, 10), (24, 16, 3, 3), {"stride": (9, 1)}),
+    "many_phases": ((2, 16, 20, 22), (16, 16, 5, 6), {"stride": (4, 5), "padding": 2}),
+    "row": ((4, 16, 1, 150), (16, 16, 1, 5), {"stride": (1, 3), "padding": (0, 2)}),
+    "volume": ((2, 16, 6, 7, 8), (16, 16, 3, 2, 3), {"stride": (2, 3, 2), "padding": (1, 0, 1)}),
 }
 
 
@@ -82,6 +115,26 @@ def test_integers_are_exact(case: str, dtype: torch.dtype, device: torch.device)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", STRIDED)
+def test_input_gradients_by_phases_are_exact(
+    case: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    input_size, weight_size, window = STRIDED[case]
+    layout = LAST[len(input_size)]
+    module = conv(len(input_size) - 2, W), conv(len(input_size) - 2, F)
+    x = torch.zeros(input_size, dtype=dtype, device=device).contiguous(memory_format=layout)
+    w = integers(weight_size, dtype, device)
+    doubles = x.double().requires_grad_(), w.double()
+    expected = module[1](*doubles, **window)
+    gy = integers(tuple(expected.shape), dtype, device).contiguous(memory_format=layout)
+    (expected,) = torch.autograd.grad(expected, doubles[0], gy.double())
+    with host_execution() if device.type == "cpu" else nullcontext() as run:
+        (gx,) = torch.autograd.grad(module[0](x.requires_grad_(), w, **window), x, gy)
+    assert torch.equal(gx, expected.to(dtype))
+    assert run is None or {r.kernel for r in run.launches[1:]} == {"conv_dgrad_wgmma"}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("case", ["plain", "many_channels", "strided", "dilated", "volume"])
 def test_as_accurate_as_native(case: str, dtype: torch.dtype, device: torch.device) -> None:
     input_size, weight_size, window = CASES[case]
@@ -99,7 +152,14 @@ def test_transposed_convolution_with_a_bias(device: torch.device) -> None:
     x = x.contiguous(memory_format=torch.channels_last)
     w = integers((16, 24, 3, 2), torch.bfloat16, device)
     b = integers((24,), torch.bfloat16, device)
-    for window in ({}, {"padding": (1, 0)}, {"dilation": 2}):
+    for window in (
+        {},
+        {"padding": (1, 0)},
+        {"dilation": 2},
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"stride": (3, 2), "dilation": (2, 1), "output_padding": (2, 0)},
+        {"stride": 3},  # wider than the window: the bias alone reaches some outputs
+    ):
         expected = F.conv_transpose2d(x.double(), w.double(), b.double(), **window)
         with host_execution() if device.type == "cpu" else nullcontext() as run:
             actual = W.conv_transpose2d(x, w, b, **window)
@@ -165,10 +225,9 @@ def launches(size: tuple[int, ...], weight: tuple[int, ...], **window: Any) -> l
 @pytest.mark.parametrize("case", CASES)
 def test_which_cases_run_on_hoppers_words(case: str) -> None:
     input_size, weight_size, window = CASES[case]
-    fprop, dgrad, *_ = (r.kernel for r in launches(input_size, weight_size, **window))
+    fprop, *dgrad = (r.kernel for r in launches(input_size, weight_size, **window))
     assert fprop == "conv_fprop_wgmma"
-    stride = window.get("stride", 1)
-    assert dgrad == ("conv_dgrad_wgmma" if stride == 1 else "conv_dgrad_product")
+    assert set(dgrad) == {"conv_dgrad_wgmma"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -197,7 +256,6 @@ OTHERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "contiguous": ((2, 16, 9, 10), (24, 16, 3, 3), {"layout": torch.contiguous_format}),
     "grouped": ((2, 32, 9, 10), (32, 16, 3, 3), {"groups": 2}),
     "odd_channels": ((2, 20, 9, 10), (24, 20, 3, 3), {}),
-    "long_stride": ((2, 16, 33, 10), (24, 16, 3, 3), {"stride": (9, 1)}),
     "far_padding": ((1, 16, 9, 10), (16, 16, 3, 3), {"padding": (129, 0)}),
     "far_places": ((1, 16, 300, 2), (16, 16, 2, 2), {"dilation": (257, 1)}),
 }
@@ -207,6 +265,35 @@ OTHERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 def test_what_the_words_cannot_do_stays_with_the_tile_product(other: str) -> None:
     size, weight, window = OTHERS[other]
     assert all("wgmma" not in r.kernel for r in launches(size, weight, **window))
+
+
+def test_long_strides_are_walked_by_phases_alone() -> None:
+    fprop, dgrad = launches((2, 16, 33, 10), (24, 16, 3, 3), stride=(9, 1))
+    assert (fprop.kernel, dgrad.kernel) == ("conv_fprop_product", "conv_dgrad_wgmma")
+
+
+@pytest.mark.parametrize(("stride", "count"), [(2, 1), ((3, 5), 1), ((4, 5), 2)])
+def test_phases_share_launches_of_as_many_blocks_as_planned(stride: Any, count: int) -> None:
+    size, weight = (2, 16, 24, 25), (16, 16, 3, 3)
+    x, w = (torch.ones(s, dtype=torch.bfloat16, device="meta") for s in (size, weight))
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    with sm90a_kernels():
+        *_, plan = weft.explain(W.conv2d, x, w, stride=stride, backward=True, target="cuda")
+    _, *ran = launches(size, weight, stride=stride)
+    assert {r.kernel for r in ran} == {plan.kernel} == {"conv_dgrad_wgmma"}
+    assert len(ran) == plan.launches == count
+    assert sum(r.blocks for r in ran) == plan.blocks
+
+
+def test_phases_read_no_zeros_in_between() -> None:
+    """Four phases of 196 inputs with 4 + 2 + 2 + 1 places: 2 tiles a phase, which read the rows of
+    the gradient that their windows meet once, and the weights of their places."""
+    channels, extent, tile = 64, 28, 128
+    met = tile + extent // 2 + 1
+    expected = 2 * (8 * met * channels + 2 * 9 * 64 * channels + extent * extent * channels)
+    _, dgrad = launches((1, channels, extent, extent), (64, channels, 3, 3), stride=2, padding=1)
+    assert dgrad.blocks == 8
+    assert dgrad.traffic <= 1.05 * expected
 
 
 def test_tiles_are_wide_where_none_of_four_multiprocessors_idles() -> None:

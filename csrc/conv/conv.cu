@@ -191,7 +191,7 @@ void launch_fprop(const ConvProblem& p, const void* x, const void* w, const void
                   const Context& context) {
   if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::fprop); tiles.tiled)
     return launch_depthwise_gather(p, tiles, false, x, w, bias, y, context);
-  if (launch_wgmma(p, ConvProduct::fprop, x, w, bias, y, context)) return;
+  if (launch_wgmma_fprop(p, x, w, bias, y, context)) return;
   const bool aligned = begins_pack(x) && begins_pack(w);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::fprop, aligned);
   if (plan.path == ConvCudaPlan::Path::product)
@@ -211,7 +211,7 @@ void launch_dgrad(const ConvProblem& p, const void* gy, const void* w, const voi
                   const Context& context) {
   if (const DepthwisePlan tiles = plan_depthwise(p, ConvProduct::dgrad); tiles.tiled)
     return launch_depthwise_gather(p, tiles, true, gy, w, bias, gx, context);
-  if (launch_wgmma(p, ConvProduct::dgrad, gy, w, bias, gx, context)) return;
+  if (launch_wgmma_dgrad(p, gy, w, bias, gx, context)) return;
   const bool aligned = begins_pack(gy) && begins_pack(w);
   const ConvCudaPlan plan = plan_conv_cuda(p, ConvProduct::dgrad, aligned);
   if (plan.path == ConvCudaPlan::Path::product)

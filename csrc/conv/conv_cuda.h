@@ -17,12 +17,12 @@ void launch_dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const 
 // context.workspace holds wgrad_workspace(p, plan) bytes.
 void launch_wgrad_product(const ConvProblem& p, const ConvCudaPlan& plan, const void* x,
                           const void* gy, void* gw, const Context& context);
-// On Hopper's own words (conv_wgmma.cu), where the context asks for them and they suit: true. `map`
-// is x of fprop, gy of dgrad; `out` y or gx.
-bool launch_wgmma(const ConvProblem& p, ConvProduct step, const void* map, const void* w,
-                  const void* bias, void* out, const Context& context);
-
-// The same of wgrad (conv_wgmma_wgrad.cu); context.workspace is that of the other product's plan.
+// On Hopper's own words (conv_wgmma*.cu), where the context asks for them and they suit: true.
+bool launch_wgmma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                        void* y, const Context& context);
+bool launch_wgmma_dgrad(const ConvProblem& p, const void* gy, const void* w, const void* bias,
+                        void* gx, const Context& context);
+// context.workspace is that of the other product's plan.
 bool launch_wgmma_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                         const Context& context);
 

@@ -6,12 +6,9 @@
 //   wgrad  gw[k, (c, place)]   = Σ_position gy[position, k] · x[position at place, c]
 //
 // The order of channels and places in an index is the order of the weights in memory: channels last
-// for channels-last maps, places last for contiguous ones. A strided dgrad is one product a phase:
-// inputs whose padded position leaves the same remainder by the stride are reached by the same
-// places of the window, so each phase is a product of stride 1 without zeros in between.
+// for channels-last maps, places last for contiguous ones. A strided dgrad is one product a phase
+// (conv_phases.h).
 #pragma once
-
-#include <numeric>
 
 #include "conv/conv.h"
 #include "conv/conv_plan_cuda.h"
@@ -145,36 +142,6 @@ inline TileProduct fprop_product(const ConvProblem& p, const ConvCudaPlan& plan)
   return t;
 }
 
-// The inputs and places of one axis that meet in a phase.
-struct Phase {
-  int64_t first_input = 0;  // the first input position ...
-  int64_t inputs = 0;       // ... and how many follow, a stride apart each
-  int64_t first_place = 0;
-  int64_t places = 0;
-  int64_t place_step = 1;
-  int64_t first_output = 0;  // the output that reads the first input at the first place
-  int64_t output_step = 0;   // to the one that reads it at the next place
-};
-
-// remainder: of input + padding by the stride.
-inline Phase phase_of(const Window& w, int64_t extent, int64_t remainder) {
-  Phase phase;
-  const int64_t first = ceil_div(w.padding - remainder, w.stride);  // of first_input, in strides
-  phase.first_input = first * w.stride + remainder - w.padding;
-  phase.inputs = conv_plan::phase_inputs(w, extent, remainder);
-  phase.place_step = w.stride / std::gcd(w.stride, w.dilation);
-  while (phase.first_place < phase.place_step &&
-         phase.first_place * w.dilation % w.stride != remainder)
-    ++phase.first_place;
-  const bool met = phase.first_place < std::min(phase.place_step, w.size);
-  phase.places = met ? ceil_div(w.size - phase.first_place, phase.place_step) : 0;
-  if (!met) phase.first_place = 0;
-  phase.first_output =
-      met ? first + (remainder - phase.first_place * w.dilation) / w.stride : int64_t{0};
-  phase.output_step = -(phase.place_step * w.dilation / w.stride);
-  return phase;
-}
-
 // The product of one phase that inputs belong to.
 inline TileProduct dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan,
                                  const int64_t (&remainder)[3]) {
@@ -182,7 +149,7 @@ inline TileProduct dgrad_product(const ConvProblem& p, const ConvCudaPlan& plan,
   const MapSteps in = in_steps(p), out = out_steps(p);
   Steps inputs[3], outputs[3], places[3], weights[3];
   for (int a = 0; a < 3; ++a) {
-    const Phase phase = phase_of(p.window[a], p.in[a], remainder[a]);
+    const conv_plan::Phase phase = conv_plan::phase_of(p.window[a], p.in[a], remainder[a]);
     inputs[a] = {phase.inputs, phase.first_input, p.window[a].stride};
     outputs[a] = {phase.inputs, phase.first_output, 1};
     places[a] = {phase.places, 0, phase.output_step};

@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "conv/conv.h"
+#include "conv/conv_phases.h"
 #include "core/plan.h"
 
 namespace weft {
@@ -120,30 +121,6 @@ constexpr bool fits(const ConvProblem& p) {
       return false;
   return p.groups < kIndices && p.n * std::max(p.in_positions(), p.out_positions()) < kIndices &&
          std::max(p.c, p.k) * p.window_elements() < kIndices;
-}
-
-// Phases of a strided dgrad that share a launch; more take another.
-constexpr int kMostPhases = 16;
-
-// The inputs of one axis whose padded position leaves `remainder` by the stride.
-constexpr int64_t phase_inputs(const Window& w, int64_t extent, int64_t remainder) {
-  const int64_t first =
-      ceil_div(w.padding - remainder, w.stride) * w.stride + remainder - w.padding;
-  return first < extent ? ceil_div(extent - first, w.stride) : 0;
-}
-
-// body(remainders, inputs) for each phase of dgrad that has inputs.
-template <class Body>
-constexpr void for_phases(const ConvProblem& p, const Body& body) {
-  const auto inputs = [&](int a, int64_t r) { return phase_inputs(p.window[a], p.in[a], r); };
-  for (int64_t d = 0; d < p.window[0].stride; ++d) {
-    if (inputs(0, d) == 0) continue;
-    for (int64_t h = 0; h < p.window[1].stride; ++h) {
-      if (inputs(1, h) == 0) continue;
-      for (int64_t w = 0; w < p.window[2].stride; ++w)
-        if (inputs(2, w) != 0) body({d, h, w}, p.n * inputs(0, d) * inputs(1, h) * inputs(2, w));
-    }
-  }
 }
 
 }  // namespace conv_plan

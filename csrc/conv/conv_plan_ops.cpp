@@ -58,6 +58,7 @@ void note_cuda(const ConvProblem& p, ConvStep step, Plan plan) {
     plan.blocks = tiles.blocks();
     plan.threads = conv_wgmma::kThreads;
     plan.shared_bytes = conv_wgmma::shared_bytes(tiles.columns);
+    plan.launches = tiles.launches;
     note_plan(std::move(plan));
     if (step == ConvStep::wgrad)
       note_wgrad_sum(p, tiles.splits, tiles.splits * p.weight_elements() * 4);

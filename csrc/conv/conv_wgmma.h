@@ -1,4 +1,5 @@
-// What the convolutions on Hopper's words share: the ring of stages and the walk of windows.
+// What the convolutions on Hopper's words share: the ring of stages, the walk of windows, and how
+// both are set up.
 #pragma once
 
 #include "conv/conv_cuda.h"
@@ -18,16 +19,17 @@ using device::TensorMap;
 
 constexpr int kGroupRows = 64;  // of a warpgroup
 
-// The walk of windows, with axes W, H, D as copies order them.
+// The walk of windows (ConvWindows), with axes W, H, D as copies order them.
 struct Walk {
   int rank;
   int rows[3];
   int first[3];
   int stride[3];
-  int dilation[3];
   int places[3];
+  int place_step[3];
+  int weight_place;
+  int weight_step[3];
   int channel_steps;
-  bool reversed;
   int columns;
   int tiles_n;
   int64_t total_rows;
@@ -86,52 +88,80 @@ WEFT_DEVICE device::WindowAt window_at(const Walk& walk, int64_t row) {
   return at;
 }
 
-// At place `place` of each window.
-WEFT_DEVICE void set_place(const Walk& walk, int place, device::WindowAt& at) {
-  at.offset[0] = place % walk.places[0] * walk.dilation[0];
-  at.offset[1] = place / walk.places[0] % walk.places[1] * walk.dilation[1];
-  at.offset[2] = place / walk.places[0] / walk.places[1] * walk.dilation[2];
+// At place `place` of each window; returns that of the weights.
+WEFT_DEVICE int set_place(const Walk& walk, int place, device::WindowAt& at) {
+  int weight_place = walk.weight_place;
+  for (int a = 0; a < 3; ++a) {
+    const int i = place % walk.places[a];
+    place /= walk.places[a];
+    at.offset[a] = i * walk.place_step[a];
+    weight_place += i * walk.weight_step[a];
+  }
+  return weight_place;
 }
 
-inline Walk walk_of(const ConvProblem& p, const ConvWgmmaPlan& plan) {
+// ---- on the host -----------------------------------------------------------------------------
+
+inline Walk walk_of(const ConvProblem& p, const ConvWgmmaPlan& plan, const ConvWindows& windows) {
   Walk walk{};
   walk.rank = plan.rank;
-  walk.total_rows = p.n;
   for (int a = 0; a < 3; ++a) {
-    walk.rows[a] = static_cast<int>(plan.windows.rows[2 - a]);
-    walk.first[a] = static_cast<int>(plan.windows.lower[2 - a]);
-    walk.stride[a] = static_cast<int>(p.window[2 - a].stride);
-    walk.dilation[a] = static_cast<int>(p.window[2 - a].dilation);
-    walk.places[a] = static_cast<int>(p.window[2 - a].size);
-    walk.total_rows *= walk.rows[a];
+    walk.rows[a] = static_cast<int>(windows.rows[2 - a]);
+    walk.first[a] = static_cast<int>(windows.lower[2 - a]);
+    walk.stride[a] = static_cast<int>(windows.stride[2 - a]);
+    walk.places[a] = static_cast<int>(windows.places[2 - a]);
+    walk.place_step[a] = static_cast<int>(windows.place_step[2 - a]);
+    walk.weight_step[a] = static_cast<int>(windows.weight_step[2 - a]);
   }
-  walk.channel_steps = static_cast<int>(ceil_div(plan.windows.channels, kDepth));
-  walk.reversed = plan.windows.reversed;
-  walk.columns = static_cast<int>(plan.windows.columns);
+  walk.weight_place = static_cast<int>(windows.weight_place);
+  walk.channel_steps = static_cast<int>(ceil_div(windows.channels, kDepth));
+  walk.columns = static_cast<int>(windows.columns);
   walk.tiles_n = static_cast<int>(plan.tiles_n);
+  walk.total_rows = p.n * windows.all_rows();
   return walk;
 }
 
-// The map as [n, (d, (h,)) w, channels], copied in boxes of so many windows.
-inline TensorMap windows_of(const ConvProblem& p, const ConvWgmmaPlan& plan, int windows,
-                            const void* map) {
+// The map as [n, (d, (h,)) w, channels], copied in boxes of `pixels` windows.
+inline TensorMap map_of(const ConvProblem& p, const ConvWgmmaPlan& plan, const ConvWindows& windows,
+                        int pixels, const void* map) {
   const int axes = plan.rank - 2;
-  device::TensorView view{map, p.dtype, plan.rank, {plan.windows.channels}, {1}};
+  device::TensorView view{map, p.dtype, plan.rank, {windows.channels}, {1}};
   device::WindowBox box;
   box.channels = kDepth;
-  box.pixels = windows;
-  int64_t step = plan.windows.channels;
+  box.pixels = pixels;
+  int64_t step = windows.channels;
   for (int a = 0; a < axes; ++a) {
-    view.extent[a + 1] = plan.windows.map[2 - a];
+    view.extent[a + 1] = windows.map[2 - a];
     view.step[a + 1] = step;
-    step *= plan.windows.map[2 - a];
-    box.lower[a] = static_cast<int>(plan.windows.lower[2 - a]);
-    box.upper[a] = static_cast<int>(plan.windows.upper[2 - a]);
-    box.stride[a] = static_cast<int>(p.window[2 - a].stride);
+    step *= windows.map[2 - a];
+    box.lower[a] = static_cast<int>(windows.lower[2 - a]);
+    box.upper[a] = static_cast<int>(windows.upper[2 - a]);
+    box.stride[a] = static_cast<int>(windows.stride[2 - a]);
   }
   view.extent[axes + 1] = p.n;
   view.step[axes + 1] = step;
   return device::tensor_map(view, box);
+}
+
+// body(an element, the columns of a tile as a constant)
+template <class T, class Body>
+void dispatch_width(const ConvWgmmaPlan& plan, const Body& body) {
+  using std::integral_constant;
+  switch (plan.columns) {
+    case 64:
+      return body(T{}, integral_constant<int, 64>{});
+    case 128:
+      return body(T{}, integral_constant<int, 128>{});
+    case 192:
+      return body(T{}, integral_constant<int, 192>{});
+    default:
+      return body(T{}, integral_constant<int, 256>{});
+  }
+}
+template <class Body>
+void dispatch_wgmma(const ConvProblem& p, const ConvWgmmaPlan& plan, const Body& body) {
+  if (p.dtype == DType::bf16) return dispatch_width<bf16>(plan, body);
+  return dispatch_width<f16>(plan, body);
 }
 
 }  // namespace

@@ -116,34 +116,20 @@ WEFT_GLOBAL WEFT_HOT void conv_wgmma_wgrad(WEFT_CONSTANT TensorMap x, WEFT_CONST
 template <class T, int kColumns>
 void launch_tiles(const ConvProblem& p, const ConvWgmmaPlan& plan, const void* x, const void* gy,
                   const Context& context) {
-  const int64_t windows = p.n * p.out_positions();
-  const device::TensorView gradients{gy, p.dtype, 2, {p.k, windows}, {1, p.k}};
+  const ConvWindows windows = conv_windows(p);
+  const int64_t rows = p.n * p.out_positions();
+  const device::TensorView gradients{gy, p.dtype, 2, {p.k, rows}, {1, p.k}};
   const Tiles tiles{static_cast<int>(plan.tiles_m),
                     static_cast<int>(plan.tiles_n / p.window_elements()),
                     static_cast<int>(p.k),
                     static_cast<int>(p.c),
                     static_cast<int>(plan.split_steps),
-                    static_cast<int>(ceil_div(windows, kDepth))};
+                    static_cast<int>(ceil_div(rows, kDepth))};
   device::launch({"conv_wgrad_wgmma", plan.blocks(), kThreads, conv_wgmma::shared_bytes(kColumns),
                   context.stream},
-                 conv_wgmma_wgrad<T, kColumns>, windows_of(p, plan, kDepth, x),
-                 device::tensor_map(gradients, device::TileBox{{64, kDepth}}), walk_of(p, plan),
-                 tiles, static_cast<float*>(context.workspace));
-}
-
-template <class T>
-void launch_width(const ConvProblem& p, const ConvWgmmaPlan& plan, const void* x, const void* gy,
-                  const Context& context) {
-  switch (plan.columns) {
-    case 64:
-      return launch_tiles<T, 64>(p, plan, x, gy, context);
-    case 128:
-      return launch_tiles<T, 128>(p, plan, x, gy, context);
-    case 192:
-      return launch_tiles<T, 192>(p, plan, x, gy, context);
-    default:
-      return launch_tiles<T, 256>(p, plan, x, gy, context);
-  }
+                 conv_wgmma_wgrad<T, kColumns>, map_of(p, plan, windows, kDepth, x),
+                 device::tensor_map(gradients, device::TileBox{{64, kDepth}}),
+                 walk_of(p, plan, windows), tiles, static_cast<float*>(context.workspace));
 }
 
 }  // namespace
@@ -154,10 +140,9 @@ bool launch_wgmma_wgrad(const ConvProblem& p, const void* x, const void* gy, voi
   const ConvWgmmaPlan plan =
       plan_conv_wgmma(p, ConvProduct::wgrad, begins_pack(x) && begins_pack(gy));
   if (!plan.fits) return false;
-  if (p.dtype == DType::bf16)
-    launch_width<bf16>(p, plan, x, gy, context);
-  else
-    launch_width<f16>(p, plan, x, gy, context);
+  dispatch_wgmma(p, plan, [&](auto element, auto columns) {
+    launch_tiles<decltype(element), columns.value>(p, plan, x, gy, context);
+  });
   launch_wgrad_sum(p, plan.splits, context.workspace, gw, context);
   return true;
 }

@@ -251,7 +251,8 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
     }
     return add_to(out, p.inner);
   }
-  Scratch<A> sum(positions * width);  // halves add up in float, where they meet
+  // Halves add up in float, where they meet; the last row is read to the end of a vector.
+  Scratch<A> sum(positions * width + kLanes<T>);
   fill_lanes(sum.data(), positions * width, A{0});
   add_to(sum.data(), width);
   const int64_t run = width == p.inner ? positions * width : width;

@@ -31,9 +31,10 @@ class PlaceTable {
               k * p.window[2].dilation;
     int64_t* origin = origin_.data();
     for (int64_t r = 0; r < (planes_ > 0 ? planes_ * p.out[0] * p.out[1] : 1); ++r) {
-      const int64_t plane = r / (p.out[0] * p.out[1]) * p.in_positions();
-      const int64_t row =
-          planes_ > 0 ? plane + window_row(p, r / p.out[1] % p.out[0], r % p.out[1]) : 0;
+      int64_t row = 0;
+      if (planes_ > 0)  // there are outputs then
+        row = r / (p.out[0] * p.out[1]) * p.in_positions() +
+              window_row(p, r / p.out[1] % p.out[0], r % p.out[1]);
       for (int64_t o = 0; o < p.out[2]; ++o) *origin++ = row + p.window[2].first_input(o);
     }
   }

@@ -2,7 +2,7 @@
 //
 // Both run on a map, or a part of one, that was just written. Bound: bytes, of the cache where that
 // is.
-#include "block/block.h"
+#include "block/block_cpu.h"
 
 #include <type_traits>
 
@@ -97,6 +97,6 @@ void pass_signs(const SignRows& r, const uint8_t* signs, void* grad, const Conte
 
 }  // namespace
 
-const BlockKernels block_kernels = {keep_signs, pass_signs};
+const BlockKernels block_kernels = {keep_signs, pass_signs, block_backward};
 
 }  // namespace weft::WEFT_TARGET

@@ -16,12 +16,6 @@
 
 namespace weft {
 
-struct BlockProblem {
-  ConvProblem conv;
-  PoolProblem pool;  // of the convolution's output
-  bool maximum = true;
-};
-
 struct BlockPlan {
   enum class Path : uint8_t { sequence, groups, bands };
 
@@ -121,11 +115,10 @@ inline BlockGradPlan plan_block_grad(const PoolProblem& pool, bool channels_last
   return {axis, step, ceil_div(units, step)};
 }
 
-// Rows of signs of a map, of the output of a convolution.
-inline SignRows sign_rows(const PoolProblem& pool, bool channels_last, Activation activation,
-                          double slope) {
-  const int64_t length = channels_last ? pool.in[2] * pool.inner : pool.in_positions();
-  return {pool.dtype, activation, slope, pool.in_elements() / (length > 0 ? length : 1), length};
+// Whether all gradients come of convolution's walk on CPU, which makes the map's as it goes.
+inline bool block_fuses_backward(const BlockProblem& b) {
+  return !b.conv.channels_last && conv_is_depthwise(b.conv) && b.conv.in_elements() > 0 &&
+         b.pool.out_elements() > 0;
 }
 
 // ---- the parts ---------------------------------------------------------------------------------

@@ -53,6 +53,15 @@ struct ConvProblem {
   }
 };
 
+// The gradient of contiguous maps, made where a kernel asks for it, so that it lies in the cache and
+// never in memory.
+struct MadeGradient {
+  // to [count, out positions] = that of `count` planes from `first` on, as far as `slices` and
+  // `rows` of each; other places of `to` may be written too.
+  void (*make)(const MadeGradient&, int64_t first, int64_t count, Range slices, Range rows,
+               void* to);
+};
+
 // What all gradients of y = activation(x ⋆ w + bias) are computed from, and where they go.
 struct ConvGradients {
   const void* x;
@@ -62,6 +71,8 @@ struct ConvGradients {
   void* gx;
   void* gw;
   void* gb;  // may be null
+  // Where there is one, gy and y are null; of contiguous depthwise problems.
+  const MadeGradient* made = nullptr;
 };
 
 // Pointers are to elements of `dtype`. fprop, dgrad and wgrad are closed under differentiation:

@@ -174,7 +174,7 @@ class PairBackward {
         t_(t),
         weights_(weights),
         sums_(p.window_elements() + 1),
-        undone_(activated),
+        grads_(activated, t),
         writer_(nullptr, 2 * pairs_together(2 * p.in[2]) * p.in[2],
                 conv_streams(p.in_elements() * size_of(p.dtype))),
         ahead_(planes_ahead(p)) {}
@@ -200,9 +200,7 @@ class PairBackward {
  private:
   void plane(int64_t at, const Acc* weights, Acc* totals) {
     const T* const x = static_cast<const T*>(t_.x) + at * p_.in_positions();
-    const T* gy = static_cast<const T*>(t_.gy) + at * p_.out_positions();
-    if (t_.y != nullptr)
-      gy = undone_.undo(part_, gy, static_cast<const T*>(t_.y) + at * p_.out_positions(), 1, 1);
+    const T* const gy = grads_.of(part_, at, 1, 1);
     writer_.restart(static_cast<T*>(t_.gx) + at * p_.in_positions() +
                     maps_.rows(pairs_).begin * p_.in[2]);
     with_count<kMostPairWindow>(p_.window[1].size, [&](auto size) {
@@ -220,7 +218,7 @@ class PairBackward {
   const ConvGradients& t_;
   const Acc* weights_;
   int64_t sums_;  // of a channel
-  SumGradient<T> undone_;
+  SumGradient<T> grads_;
   RowWriter<T> writer_;
   BackwardPart part_{};
   Range pairs_{};

@@ -3,8 +3,8 @@
 // A task is a band of rows of one channel of a chunk of images; neighbouring channels go along
 // together, so that memory is met in its order. A task's part of the gradient is read
 // once for gx (conv_rows.h), gw (conv_rows_wgrad.h) and gb, while it lies in the cache, and so is
-// its part of the input. An activation is undone first, in a plane of scratch. Sums of tasks are
-// added in a fixed order. Bound: bytes where windows are small; one by one, the three gradients
+// its part of the input. An activation is undone first, or the gradient made, in planes of scratch.
+// Sums of tasks are added in a fixed order. Bound: bytes where windows are small; one by one, the three gradients
 // read what they share from memory again.
 #pragma once
 
@@ -45,31 +45,44 @@ class BackwardParts {
   int64_t slices_, bands_;
 };
 
-// Some channels of some images of gy with the activation undone, as far as a part reads them:
-// [image, channel, position].
+// The gradient of the sums of some channels of some images, as far as a part reads it: gy as it
+// lies, or [image, channel, position] of it with the activation undone, or of what makes it.
 template <class T>
 class SumGradient {
  public:
-  explicit SumGradient(const ConvProblem& p) : p_(p) {}
+  SumGradient(const ConvProblem& p, const ConvGradients& t) : p_(p), t_(t) {}
 
-  const T* undo(const BackwardPart& part, const T* gy, const T* y, int64_t images,
-                int64_t channels) {
+  // Whether it is held here.
+  bool held() const { return t_.y != nullptr || t_.made != nullptr; }
+
+  // Of `channels` of each of `images`, of which the first is plane `first`.
+  const T* of(const BackwardPart& part, int64_t first, int64_t images, int64_t channels) {
+    const int64_t plane = p_.out_positions();
+    if (!held()) return static_cast<const T*>(t_.gy) + first * plane;
     const Range slices = joined(part.gy_slices, read_by(0, part.gx_slices));
     const Range rows = joined(part.gy_rows, read_by(1, part.gx_rows));
-    const int64_t plane = p_.out_positions();
-    if (images * channels > held_) data_.resize((held_ = images * channels) * plane);
-    for (int64_t i = 0; i < images * channels; ++i) {
-      const int64_t from = (i / channels * p_.groups + i % channels) * plane;
-      for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
-        const int64_t at = (slice * p_.out[1] + rows.begin) * p_.out[2];
-        activation_grad_row(p_, gy + from + at, y + from + at, data_.data() + i * plane + at,
-                            (rows.end - rows.begin) * p_.out[2]);
-      }
+    if (images * channels > planes_) data_.resize((planes_ = images * channels) * plane);
+    for (int64_t image = 0; image < images; ++image, first += p_.groups) {
+      T* const to = data_.data() + image * channels * plane;
+      if (t_.made != nullptr)
+        t_.made->make(*t_.made, first, channels, slices, rows, to);
+      else
+        undo(first, channels, slices, rows, to);
     }
     return data_.data();
   }
 
  private:
+  void undo(int64_t first, int64_t channels, Range slices, Range rows, T* to) const {
+    const int64_t plane = p_.out_positions();
+    const T* const gy = static_cast<const T*>(t_.gy) + first * plane;
+    const T* const y = static_cast<const T*>(t_.y) + first * plane;
+    for (int64_t channel = 0; channel < channels; ++channel)
+      for (int64_t slice = slices.begin; slice < slices.end; ++slice) {
+        const int64_t at = channel * plane + (slice * p_.out[1] + rows.begin) * p_.out[2];
+        activation_grad_row(p_, gy + at, y + at, to + at, (rows.end - rows.begin) * p_.out[2]);
+      }
+  }
   Range read_by(int axis, Range gx) const {
     if (gx.begin == gx.end) return {0, 0};
     return sources_of(p_.window[axis], gx.begin, gx.end, p_.out[axis], true);
@@ -81,7 +94,8 @@ class SumGradient {
   }
 
   const ConvProblem& p_;
-  int64_t held_ = 0;
+  const ConvGradients& t_;
+  int64_t planes_ = 0;
   Scratch<T> data_;
 };
 
@@ -100,7 +114,7 @@ class RowBackward {
         sums_(p.window_elements() + 1),
         gather_(p, g_, weights, nullptr),
         wgrad_(p),
-        undone_(activated) {}
+        grads_(activated, t) {}
 
   void reset(const BackwardPart& part) {
     part_ = part;
@@ -131,12 +145,9 @@ class RowBackward {
   void step(int64_t n, int64_t images, Range channels, Range all, Acc* totals) {
     const int64_t in = p_.in_positions(), out = p_.out_positions();
     const int64_t plane = n * p_.groups + channels.begin, count = channels.end - channels.begin;
-    const T* grads = static_cast<const T*>(t_.gy) + plane * out;
-    int64_t step = p_.groups, ahead = all.end - channels.begin;  // of gy, in planes
-    if (t_.y != nullptr) {
-      grads = undone_.undo(part_, grads, static_cast<const T*>(t_.y) + plane * out, images, count);
-      step = ahead = count;
-    }
+    const T* const grads = grads_.of(part_, plane, images, count);
+    const int64_t step = grads_.held() ? count : p_.groups;  // from image to image, in planes
+    const int64_t ahead = grads_.held() ? count : all.end - channels.begin;
     if (gathers_)
       for (int64_t i = 0; i < images; ++i)
         gather_.run(grads + i * step * out, static_cast<T*>(t_.gx) + (plane + i * p_.groups) * in,
@@ -157,7 +168,7 @@ class RowBackward {
   int64_t sums_;  // of a channel
   RowGather<T> gather_;
   RowWgrad<T> wgrad_;
-  SumGradient<T> undone_;
+  SumGradient<T> grads_;
   BackwardPart part_{};
   bool gathers_ = false, adds_ = false;
   int64_t held_ = 0;

@@ -121,6 +121,22 @@ def _(grad: Tensor, signs: Tensor, size: Sequence[int], *rest: Any) -> Tensor:
     return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
+@torch.library.register_fake("weft::conv_pooled_backward")
+def _(
+    input: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    kept: Tensor,
+    output: Tensor | None,
+    activation: str,
+    slope: float,
+    bias: bool,
+    *stages: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    map_ = _ops.conv(input, weight, None, *stages[:4])
+    return _ops.conv_backward(input, map_, weight, None, "none", 0.0, bias, *stages[:4])
+
+
 def _kept_for_backward(
     input: Tensor,
     weight: Tensor,
@@ -149,6 +165,9 @@ class ConvMaxPooled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         input, weight, output, places = ctx.saved_tensors
+        if _all_at_once(ctx, input, weight, output, grad):
+            activated = None if ctx.activation == "none" else output
+            return *_all_gradients(ctx, input, weight, grad, places, activated), *(None,) * 4
         grad = of_sum(grad, output, ctx.activation, ctx.slope)
         input_size, weight_size = ctx.sizes
         size = map_size(input_size, weight_size, ctx.window)
@@ -176,6 +195,8 @@ class ConvAvgPooled(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         input, weight, bias, signs = ctx.saved_tensors
+        if _all_at_once(ctx, input, weight, bias, grad):
+            return *_all_gradients(ctx, input, weight, grad, signs, None), *(None,) * 4
         activation, slope, window, pooling = ctx.activation, ctx.slope, ctx.window, ctx.pooling
         input_size, weight_size = ctx.sizes
         size = torch.Size(map_size(input_size, weight_size, window))
@@ -187,6 +208,21 @@ class ConvAvgPooled(Function):
             stages = (activation, slope, *pooling[1:], ctx.last)
             grad = _ops.conv_pooled_grad(grad, signs, size, *stages)
         return *gradients(ctx, input, weight, grad), *(None,) * 4
+
+
+def _all_at_once(ctx: Any, *tensors: Tensor | None) -> bool:
+    """Whether one op, which has no derivative, may give the gradients of input and weight."""
+    return all(ctx.needs_input_grad[:2]) and not needs_grad(*tensors) and not inside_transform()
+
+
+def _all_gradients(
+    ctx: Any, input: Tensor, weight: Tensor, grad: Tensor, kept: Tensor, output: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of input, weight and bias, by way of the map's gradient or without it."""
+    bias_needs = ctx.needs_input_grad[2]
+    stages = (ctx.activation, ctx.slope, bias_needs, *ctx.window, *ctx.pooling)
+    gx, gw, gb = _ops.conv_pooled_backward(input, grad, weight, kept, output, *stages)
+    return gx, gw, gb if bias_needs else None
 
 
 def conv_pooled(

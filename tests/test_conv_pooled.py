@@ -113,8 +113,10 @@ def test_signs_of_averages(target: str) -> None:
     for detector in ({}, options):
         for case, last in (
             ("depthwise", True),
+            ("depthwise", False),
             ("pointwise", False),
             ("3-d", True),
+            ("3-d", False),
             ("1-d", False),
         ):
             for pool in ("avg 2", "avg 3", "avg apart"):
@@ -155,6 +157,54 @@ def test_signs_of_every_dtype(device: torch.device, last: bool) -> None:
                 expected = torch.ops.aten.threshold_backward(spread, x, 0)
             assert torch.equal(found, expected)
             assert found.is_contiguous(memory_format=layout)
+
+
+def test_rows_between_the_places_of_even_windows() -> None:
+    """A band of such windows may have as many outputs as rows, and is no map of its own."""
+    x = torch.randn(2, 48, 40, 56, requires_grad=True)
+    x = x.contiguous(memory_format=torch.channels_last)
+    layer = weft.nn.Conv2d(48, 48, 3, padding=1, groups=48).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"pool_size": (2, 1), "pool_stride": 1}
+    block = weft.nn.ConvBlock2d(48, 48, 3, padding=1, groups=48, pooling="avg", **options)
+    block = block.to(memory_format=torch.channels_last)
+    block.load_state_dict(layer.state_dict())
+    x.retain_grad()
+    found, expected = block(x), W.avg_pool2d(layer(x).relu(), (2, 1), 1)
+    grad = torch.randn_like(found)
+    assert torch.equal(found, expected)
+    for f, e in zip(
+        torch.autograd.grad(found, (x, *block.parameters()), grad),
+        torch.autograd.grad(expected, (x, *layer.parameters()), grad),
+        strict=True,
+    ):
+        assert torch.equal(f, e)
+
+
+def test_the_map_gradient_is_made_in_the_cache() -> None:
+    for pool in ("max 2", "avg 2"):
+        block, _, x = build("depthwise", pool, False)
+        *_, backward = weft.explain(block, x.requires_grad_(), backward=True)
+        assert (backward.op, backward.path) == ("conv_pooled_backward", "made")
+        # The map and its gradient are 2 of the 4 that the layers one by one would move.
+        map_bytes = 3 * 24 * 70 * 61 * 4
+        assert backward.least_bytes < 3 * map_bytes
+        small = weft.explain(block, x.detach()[..., :30, :30].requires_grad_(), backward=True)
+        assert "conv_pooled_backward" not in {plan.kernel for plan in small}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_of_every_dtype(dtype: torch.dtype) -> None:
+    for case, pool in itertools.product(("depthwise", "1-d"), ("max 3", "avg 3")):
+        block, sequence, x = build(case, pool, False, dtype=dtype)
+        x.requires_grad_()
+        found, expected = (m(x) for m in (block, sequence))
+        grad = torch.randn_like(found)
+        found, expected = (
+            torch.autograd.grad(y, (x, *m.parameters()), grad)
+            for y, m in ((found, block), (expected, sequence))
+        )
+        for f, e in zip(found, expected, strict=True):
+            assert torch.equal(f, e), (case, pool)
 
 
 @pytest.mark.parametrize("pool", ["max 2", "avg 2"])
@@ -207,6 +257,12 @@ def test_opcheck_compile_and_second_derivative(device: torch.device) -> None:
     for kind in ("max", "avg"):
         block.pooling = kind
         check_second_derivative(block, x)
+        y, kept = torch.ops.weft.conv_pooled(*tensors, "relu", 0, *window, kind, *pool, True)
+        stages = (y if kind == "max" else None, "relu", 0, True, *window, kind, *pool)
+        torch.library.opcheck(
+            torch.ops.weft.conv_pooled_backward.default,
+            (tensors[0], torch.randn_like(y), tensors[1], kept, *stages),
+        )
 
 
 def check_second_derivative(block: Any, x: Tensor) -> None:
@@ -242,6 +298,22 @@ def test_errors_of_the_op() -> None:
         arguments = (*bad[:2], [1, 1, 4], bad[2], 0.0, [2], [2], [0], False)
         with pytest.raises((RuntimeError, ValueError), match=words):
             torch.ops.weft.conv_pooled_grad(*arguments)
+    x, grad = torch.ones(1, 1, 600_000), torch.ones(1, 1, 300_000)
+    window, pool = ([1], [0], [1], 1), ("max", [2], [2], [0])
+    _, places = torch.ops.weft.conv_pooled(x, w, None, "relu", 0, *window, *pool, True)
+    for bad, words in (
+        ((grad, places, None), "output is expected of maxima where there is an activation"),
+        ((grad[..., 1:], places, grad), r"expected grad of size \[1, 1, 300000\], got"),
+        ((grad, places[..., 1:], grad), "expected kept to come from conv_pooled with the same"),
+        ((grad, places.int(), grad), "expected kept to come from conv_pooled with the same"),
+        ((grad, places, grad[..., 1:]), r"expected output of size \[1, 1, 300000\], got"),
+        ((grad.double(), places, grad), "grad"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            torch.ops.weft.conv_pooled_backward(
+                x, bad[0], w, bad[1], bad[2], "relu", 0, False, *window, *pool
+            )
+    x = torch.ones(1, 1, 4)
     with pytest.raises(RuntimeError, match="pad should be at most half"):
         weft.nn.ConvBlock1d(1, 1, 1, pooling="max", pool_padding=2)(x)
     with host_execution(), pytest.raises(RuntimeError, match="output size is too small"):

@@ -32,8 +32,8 @@ Tensor conv_pooled_grad(const Tensor& grad, const Tensor& signs, IntArrayRef siz
   const auto rank = static_cast<int>(size.size()) - 2;
   const char* op = "conv_pooled_grad";
   const Activation kind = activation_of(activation, slope);
-  TORCH_CHECK_VALUE(block_has_signs(kind), op, ": expected activation to be relu or leaky_relu, got ",
-                    activation);
+  TORCH_CHECK_VALUE(block_has_signs(kind), op,
+                    ": expected activation to be relu or leaky_relu, got ", activation);
   const std::vector<int64_t> once(pool_size.size(), 1);
   const PoolRequest request = avg_windows(size, {pool_size, pool_stride, pool_padding, once, false},
                                           true, {}, {"avg_pool", rank, "_backward"});
@@ -128,10 +128,9 @@ std::tuple<Tensor, Tensor, Tensor> conv_pooled_backward(
   const Target target = planning() ? planned_target() : target_for(input);
   if (!is_cpu(target) || !block_fuses_backward(b)) {
     const Tensor sum = output ? conv_sum_gradient(grad, *output, activation, slope) : grad;
-    const Tensor map = b.maximum
-                           ? max_gradient(std::move(block.pool), sum, kept, last)
-                           : conv_pooled_grad(grad, kept, conv.output_size, activation, slope,
-                                              pool_size, pool_stride, pool_padding, last);
+    const Tensor map = b.maximum ? max_gradient(std::move(block.pool), sum, kept, last)
+                                 : conv_pooled_grad(grad, kept, conv.output_size, activation, slope,
+                                                    pool_size, pool_stride, pool_padding, last);
     return conv_backward(input, map, weight, std::nullopt, "none", 0, bias, stride, padding,
                          dilation, groups);
   }

@@ -82,10 +82,10 @@ std::tuple<Tensor, Tensor> conv_pooled(
       conv_request(input, weight, bias, activation, slope, stride, padding, dilation, groups);
   auto [b, pool] = block_request(conv, pooling, pool_size, pool_stride, pool_padding);
   const bool maximum = b.maximum;
-  const Kept keeps = !keep                          ? Kept::nothing
-                     : maximum                      ? Kept::places
+  const Kept keeps = !keep                                ? Kept::nothing
+                     : maximum                            ? Kept::places
                      : block_has_signs(b.conv.activation) ? Kept::signs
-                                                    : Kept::nothing;
+                                                          : Kept::nothing;
   const auto kept_type = !maximum || b.pool.place_bytes() == 1 ? at::kByte : at::kInt;
   const SignRows signs = sign_rows(b.pool, b.conv.channels_last, b.conv.activation, b.conv.slope);
   Tensor kept = at::empty({0}, input.options().dtype(kept_type));
@@ -117,8 +117,7 @@ std::tuple<Tensor, Tensor> conv_pooled(
   return {y, kept};
 }
 
-[[maybe_unused]] const bool plans_registered =
-    register_planned_ops({"conv_pooled"});
+[[maybe_unused]] const bool plans_registered = register_planned_ops({"conv_pooled"});
 
 }  // namespace
 
@@ -130,9 +129,9 @@ BlockRequest block_request(const ConvRequest& conv, c10::string_view pooling, In
   const auto rank = static_cast<int>(conv.output_size.size()) - 2;
   const std::vector<int64_t> once(size.size(), 1);
   const PoolArguments arguments = {size, stride, padding, once, false};
-  PoolRequest pool =
-      maximum ? max_windows(conv.output_size, arguments, {"max_pool", rank})
-              : avg_windows(conv.output_size, arguments, true, {}, {"avg_pool", rank});
+  PoolRequest pool = maximum
+                         ? max_windows(conv.output_size, arguments, {"max_pool", rank})
+                         : avg_windows(conv.output_size, arguments, true, {}, {"avg_pool", rank});
   BlockProblem b{conv.problem, pool.problem, maximum};
   b.pool.dtype = b.conv.dtype;
   // Every window lies inside the padded map; a part does not know where that ends.
@@ -149,11 +148,7 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
       "pool_stride, int[] pool_padding, bool keep) -> (Tensor output, Tensor kept)");
 }
 
-TORCH_LIBRARY_IMPL(weft, CPU, m) {
-  m.impl("conv_pooled", conv_pooled);
-}
-TORCH_LIBRARY_IMPL(weft, CUDA, m) {
-  m.impl("conv_pooled", conv_pooled);
-}
+TORCH_LIBRARY_IMPL(weft, CPU, m) { m.impl("conv_pooled", conv_pooled); }
+TORCH_LIBRARY_IMPL(weft, CUDA, m) { m.impl("conv_pooled", conv_pooled); }
 
 }  // namespace weft

@@ -115,10 +115,14 @@ inline BlockGradPlan plan_block_grad(const PoolProblem& pool, bool channels_last
   return {axis, step, ceil_div(units, step)};
 }
 
-// Whether all gradients come of convolution's walk on CPU, which makes the map's as it goes.
+// Whether all gradients come of convolution's walk on CPU, which makes the map's as it goes: where
+// planes are worth the calls, and the map is not in the cache anyway.
 inline bool block_fuses_backward(const BlockProblem& b) {
-  return !b.conv.channels_last && conv_is_depthwise(b.conv) && b.conv.in_elements() > 0 &&
-         b.pool.out_elements() > 0;
+  constexpr int64_t kLeastPlane = 2048;
+  const ConvProblem& p = b.conv;
+  return !p.channels_last && conv_is_depthwise(p) && p.in_elements() > 0 &&
+         b.pool.out_elements() > 0 && p.out_positions() >= kLeastPlane &&
+         p.out_elements() * size_of(p.dtype) >= block_plan::kLeastBytes;
 }
 
 // ---- the parts ---------------------------------------------------------------------------------

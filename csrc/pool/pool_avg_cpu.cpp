@@ -1,9 +1,10 @@
-// Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h), and adaptive
-// (pool_adaptive_avg.h); the gradient of one output per plane fills it. Threads own runs of rows
-// of what they write. Bound: bytes, in + out.
+// Average pooling on CPU, forward (pool_values.h) and backward (pool_gradients.h,
+// pool_pairs_grad.h), and adaptive (pool_adaptive_avg.h); the gradient of one output per plane
+// fills it. Threads own runs of rows of what they write. Bound: bytes, in + out.
 #include "pool/pool_adaptive_avg.h"
 #include "pool/pool_cpu.h"
 #include "pool/pool_gradients.h"
+#include "pool/pool_pairs_grad.h"
 #include "pool/pool_planes.h"
 #include "pool/pool_values.h"
 
@@ -82,6 +83,16 @@ void avg_backward(const PoolProblem& p, const void* gy, void* gx, const Context&
           [&](int64_t begin, int64_t end) { adaptive_avg_gradients(p, grad, out, begin, end); });
     }
     if (pool_avg_gradient_path(p) == PoolPath::planes) return fill_maps(p, grad, out, context);
+    if (pool_avg_gradient_path(p) == PoolPath::pairs) {
+      const int64_t rows = p.outer * p.in[0] * p.in[1];
+      return parallel_for(context, rows, pool_grain(rows, elements),
+                          [&](int64_t begin, int64_t end) {
+                            with_pair_taps(p.window[2], [&](auto size, auto odd) {
+                              avg_pair_gradients<T, decltype(size)::value, decltype(odd)::value>(
+                                  p, grad, out, begin, end);
+                            });
+                          });
+    }
     const int64_t items = GradientWalk<T>::items_of(p);
     parallel_for(context, items, pool_grain(items, elements), [&](int64_t begin, int64_t end) {
       GradientWalk<T>(p, grad).run(begin, end, out);

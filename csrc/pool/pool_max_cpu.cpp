@@ -1,11 +1,13 @@
 // Maximum pooling on CPU, forward.
 //
 // Without places: the walk of pool_values.h. With places (one byte an output, for backward): large
-// windows take the same walk with keys (pool_keys.h); for small ones, and float64, rows are reduced
-// along W first, the place travelling with the value, then along H and D through a ring of such
-// rows, so that the first of equal ones wins in the order of the window.
+// windows take the same walk with keys (pool_keys.h), small ones of stride 2 are compared where
+// they lie (pool_pairs.h); for other small ones, and float64, rows are reduced along W first, the
+// place travelling with the value, then along H and D through a ring of such rows, so that the
+// first of equal ones wins in the order of the window.
 #include "pool/pool_adaptive_max.h"
 #include "pool/pool_cpu.h"
+#include "pool/pool_pairs.h"
 #include "pool/pool_planes.h"
 #include "pool/pool_rows.h"
 #include "pool/pool_values.h"
@@ -21,23 +23,6 @@ struct Unchanged {
     return value;
   }
 };
-
-template <class Place, class I>
-WEFT_INLINE void store_places(Place* row, int64_t j, int64_t n, Vec<I> code) {
-  constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(I));
-  using Narrow = typename vector_of<Place, kCount>::type;
-  const Narrow places = __builtin_convertvector(code, Narrow);
-  const int64_t left = n - j;
-  memcpy(row + j, &places, (left < kCount ? left : kCount) * sizeof(Place));
-}
-
-// The larger of two candidates and its code; the first of equal ones, the last NaN.
-template <class V, class C>
-WEFT_INLINE void take_larger(V& best, C& code, V value, C value_code) {
-  const auto replace = (value > best) | (value != value);
-  best = replace ? value : best;
-  code = replace ? value_code : code;
-}
 
 // Values and places of the windows along one row. Up to four places are compared one by one, in the
 // phases of the row; larger windows double: of two neighbouring windows the right one wins only if
@@ -245,6 +230,8 @@ void max_forward(const PoolProblem& p, const void* x, void* y, void* places,
             adaptive_row_maxima(p, input, output, kept, begin, end);
           else
             adaptive_max_values(p, input, output, kept, begin, end);
+        } else if (path == PoolPath::pairs) {
+          max_pairs(p, input, begin, end, output, static_cast<uint8_t*>(places));
         } else {
           max_values_and_places(p, input, output, kept, begin, end);
         }

@@ -1,6 +1,7 @@
 // Maximum pooling on CPU: backward, its transpose, and the indices that torch returns.
 //
-// Three ways, the cheapest by count (pool_max_gradient_path). Each output's gradient is added at
+// Small windows of stride 2 along contiguous rows gather by vectors (pool_pairs_grad.h). Otherwise
+// three ways, the cheapest by count (pool_max_gradient_path). Each output's gradient is added at
 // its place, in order; a thread owns whole planes, which keeps the bits. Or, where windows do not
 // overlap, it is put there, row of outputs by row of outputs, in a band of input rows that is
 // cleared before. Or each input row gathers from the output rows that cover it, by vector compares
@@ -13,6 +14,7 @@
 
 #include "pool/pool_cpu.h"
 #include "pool/pool_lines.h"
+#include "pool/pool_pairs_grad.h"
 #include "pool/pool_places.h"
 #include "pool/pool_rows.h"
 
@@ -265,7 +267,6 @@ void max_scatter_gradients(const PoolProblem& p, const PlaceTable& table, bool v
 void max_backward(const PoolProblem& p, const void* gy, const void* places, void* gx,
                   const Context& context) {
   const int64_t elements = p.in_elements() + p.out_elements();
-  const bool voids = has_void_windows(p);
   const PoolPath path = pool_max_gradient_path(p);
   dispatch_dtype(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -280,7 +281,18 @@ void max_backward(const PoolProblem& p, const void* gy, const void* places, void
                               max_gather_gradients(p, grad, kept, out, begin, end);
                             });
       }
+      if (path == PoolPath::pairs) {
+        const int64_t rows = p.outer * p.in[0] * p.in[1];
+        return parallel_for(
+            context, rows, pool_grain(rows, elements), [&](int64_t begin, int64_t end) {
+              with_pair_taps(p.window[2], [&](auto size, auto odd) {
+                max_pair_gradients<T, decltype(size)::value, decltype(odd)::value>(
+                    p, grad, reinterpret_cast<const uint8_t*>(kept), out, begin, end);
+              });
+            });
+      }
       const PlaceTable table(p);
+      const bool voids = has_void_windows(p);
       if (path == PoolPath::place && !voids) {
         const int64_t rows = p.outer * p.out[0] * p.out[1];
         return parallel_for(context, rows, pool_grain(rows, elements),

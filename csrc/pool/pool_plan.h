@@ -11,6 +11,7 @@ namespace weft {
 enum class PoolPath : uint8_t {
   flat,    // small windows that keep the map's size: the array is one run of vectors
   pixels,  // small windows of channels, read where they lie
+  pairs,   // small windows of stride 2 along contiguous rows, read where they lie
   rows,    // the rows of a window are reduced where they lie, then windows along that one row
   passes,  // a strip of rows is reduced along H and along W by doubling: log2(window) passes
   lanes,   // planes of few positions, one in each lane of a vector
@@ -29,6 +30,8 @@ constexpr const char* name_of(PoolPath path) {
       return "flat";
     case PoolPath::pixels:
       return "pixels";
+    case PoolPath::pairs:
+      return "pairs";
     case PoolPath::rows:
       return "rows";
     case PoolPath::passes:
@@ -125,6 +128,30 @@ WEFT_HD constexpr bool pool_is_flat(const PoolProblem& p) {
   return p.window[0].size == 1 && p.in[2] * p.inner <= kMostPositions && p.in[1] <= kMostPositions;
 }
 
+// Small windows of stride 2 along contiguous rows.
+inline constexpr int64_t kPoolMostPairs = 4, kPoolMostPairRows = 4;
+WEFT_HD constexpr bool pool_goes_in_pairs(const PoolProblem& p) {
+  constexpr int64_t kMostElements = 12;
+  if (p.adaptive() || p.inner != 1) return false;
+  for (const PoolWindow& window : p.window)
+    if (window.dilation != 1) return false;
+  return p.window[2].stride == 2 && p.window[2].size <= kPoolMostPairs &&
+         p.window[0].size * p.window[1].size <= kPoolMostPairRows &&
+         p.window_elements() <= kMostElements;
+}
+
+// Every window is divided by the same number.
+WEFT_HD constexpr bool pool_has_one_divisor(const PoolProblem& p) {
+  if (p.divisor != 0) return true;
+  for (int axis = 0; axis < 3; ++axis) {
+    const PoolWindow& window = p.window[axis];
+    const int64_t end = (p.out[axis] - 1) * window.stride - window.padding + window.size;
+    if (window.padding > 0 && !p.count_include_pad) return false;
+    if (end > p.in[axis] + window.padding) return false;
+  }
+  return true;
+}
+
 // Forward, without places, of a problem as `pool_with_fixed_windows` leaves it.
 WEFT_HD constexpr PoolPath pool_values_path(const PoolProblem& p) {
   constexpr int64_t kVector = 64;
@@ -135,10 +162,19 @@ WEFT_HD constexpr PoolPath pool_values_path(const PoolProblem& p) {
   const PoolWindow& height = p.window[1];
   const int64_t doubling = 3 * height.stride * pool_doubling_passes(height.size);
   if (height.size > doubling / 2 + 2) return PoolPath::passes;
+  if (pool_goes_in_pairs(p)) return PoolPath::pairs;
   if (!pool_direct_is_cheaper(p)) return PoolPath::rows;
   if (pool_is_flat(p)) return PoolPath::flat;
   const bool channels = p.inner * size_of(p.dtype) >= kVector;
   return channels && pool_streams(p.in_elements(), p) ? PoolPath::pixels : PoolPath::rows;
+}
+
+// Windows that keep the map's size, and lie as far before as behind their position: parts of a map
+// may have others.
+WEFT_HD constexpr bool pool_is_symmetric(const PoolProblem& p) {
+  for (const PoolWindow& window : p.window)
+    if (2 * window.padding != window.span() - 1) return false;
+  return true;
 }
 
 // Bits for a position on an axis of what fixed windows span, padding included.
@@ -165,6 +201,7 @@ WEFT_HD constexpr PoolPath pool_places_path(const PoolProblem& p) {
   const bool global = pool_is_global(pool_with_fixed_windows(p));
   if (global && p.inner == 1) return PoolPath::planes;
   if (global || p.adaptive()) return PoolPath::boxes;
+  if (pool_goes_in_pairs(p)) return PoolPath::pairs;
   return p.window_elements() > kSmallWindow && pool_has_keys(p) ? PoolPath::keys : PoolPath::ring;
 }
 
@@ -204,9 +241,19 @@ WEFT_HD constexpr bool pool_gather_is_cheaper(const PoolProblem& p) {
   return kRow * rows + compares + merges < kStore * p.out_elements();
 }
 
+// Whether gathering as vectors of either parity is: a start per input row, a compare and an add for
+// each window place that a vector of positions may have.
+WEFT_HD constexpr bool pool_pairs_are_cheaper(const PoolProblem& p) {
+  constexpr int64_t kRow = 60, kTerm = 12, kStore = 9, kPositions = 32;
+  const int64_t rows = p.outer * p.in[0] * p.in[1], vectors = ceil_div(p.in[2], kPositions);
+  const int64_t met = p.outer * p.out[0] * p.out[1] * p.window[0].size * p.window[1].size;
+  return kRow * rows + kTerm * vectors * met * p.window[2].size < kStore * p.out_elements();
+}
+
 // Backward of the maximum, of a problem as `pool_with_fixed_windows` leaves it.
 WEFT_HD constexpr PoolPath pool_max_gradient_path(const PoolProblem& p) {
   if (p.out_positions() == 0 || p.adaptive()) return PoolPath::add;
+  if (pool_goes_in_pairs(p) && pool_pairs_are_cheaper(p)) return PoolPath::pairs;
   if (pool_gather_is_cheaper(p)) return PoolPath::gather;
   const bool apart = pool_windows_are_apart(p) && pool_tabulated_planes(p) == 0;
   return apart ? PoolPath::place : PoolPath::add;
@@ -217,7 +264,9 @@ WEFT_HD constexpr PoolPath pool_avg_gradient_path(const PoolProblem& p) {
   if (p.adaptive()) return PoolPath::boxes;
   if (pool_is_global(p)) return PoolPath::planes;
   const PoolPath path = pool_values_path(p);
-  return path == PoolPath::pixels ? PoolPath::rows : path;
+  if (path == PoolPath::pairs && pool_has_one_divisor(p)) return path;
+  if (path == PoolPath::flat && pool_is_symmetric(p)) return path;
+  return path == PoolPath::passes ? path : PoolPath::rows;
 }
 
 // Whether contiguous maps are pooled a plane in each lane (pool_lanes_cpu.cpp): that saves what a

@@ -124,6 +124,53 @@ WEFT_INLINE void store_row(T* row, int64_t j, int64_t n, typename Op::V value) {
   store_some<Op>(row + j, value, n - j);
 }
 
+// Places of a vector of outputs, as integers of its lanes. The compiler converts bytes one by one.
+template <class Place, class I>
+WEFT_INLINE Vec<I> load_places(const Place* places) {
+  constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(I));
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Place) == 1 && sizeof(I) == 4)
+    return (Vec<I>)_mm512_maskz_cvtepu8_epi32(
+        0xFFFF, _mm_loadu_si128(reinterpret_cast<const __m128i*>(places)));
+  else if constexpr (sizeof(Place) == 1)
+    return (Vec<I>)_mm512_maskz_cvtepu8_epi64(
+        0xFF, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(places)));
+  else
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Place) == 1 && sizeof(I) == 4)
+    return (Vec<I>)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(places)));
+  else
+#endif
+    return __builtin_convertvector((detail::load_bits<Place, kCount>(places)), Vec<I>);
+}
+template <class Place, class I>
+WEFT_INLINE void store_places(Place* row, int64_t j, int64_t n, Vec<I> code) {
+  constexpr int kCount = kVectorBytes / static_cast<int>(sizeof(I));
+  const int64_t left = n - j;
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Place) == 1) {
+    __m128i bytes;
+    if constexpr (sizeof(I) == 4)
+      bytes = _mm512_maskz_cvtepi32_epi8(0xFFFF, (__m512i)code);
+    else
+      bytes = _mm512_maskz_cvtepi64_epi8(0xFF, (__m512i)code);
+    const int64_t lanes = left < kCount ? left : kCount;
+    return _mm_mask_storeu_epi8(row + j, static_cast<__mmask16>((1u << lanes) - 1), bytes);
+  }
+#endif
+  using Narrow = typename vector_of<Place, kCount>::type;
+  const Narrow places = __builtin_convertvector(code, Narrow);
+  memcpy(row + j, &places, (left < kCount ? left : kCount) * sizeof(Place));
+}
+
+// The larger of two candidates and its code; the first of equal ones, the last NaN.
+template <class V, class C>
+WEFT_INLINE void take_larger(V& best, C& code, V value, C value_code) {
+  const auto replace = (value > best) | (value != value);
+  best = replace ? value : best;
+  code = replace ? value_code : code;
+}
+
 // The integers that have as many lanes as E.
 template <class E>
 using lane_index = std::conditional_t<sizeof(E) == 8, int64_t,

@@ -13,7 +13,8 @@
 // as many windows as a vector has lanes are loaded, one in each vector, and reduced by transposing;
 // windows of 4, 8, 16 ... that touch are reduced by halving the line, neighbour by neighbour.
 //
-// Small windows take the walks of pool_direct.h where those are cheaper.
+// Small windows take the walks of pool_direct.h where those are cheaper, those of stride 2 along
+// contiguous rows that of pool_pairs.h.
 //
 // Bound: bytes, in + out; outputs larger than the cache are streamed past it.
 // Lost: a ring of rows reduced along W first (as the maximum with places does): stride 2 reduces
@@ -25,6 +26,7 @@
 
 #include "pool/pool_direct.h"
 #include "pool/pool_keys.h"
+#include "pool/pool_pairs.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -322,6 +324,8 @@ void pool_values(const PoolProblem& p, const T* x, T* y, const Context& context,
       return run_walk<FlatWalk<Op, T>>(p, x, y, context, make_finish);
     case PoolPath::pixels:
       return run_walk<PixelWalk<Op, T>>(p, x, y, context, make_finish);
+    case PoolPath::pairs:
+      return run_walk<PairWalk<Op, T>>(p, x, y, context, make_finish);
     default:
       return run_walk<ValueWalk<Op, T>>(p, x, y, context, make_finish);
   }

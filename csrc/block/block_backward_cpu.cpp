@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "conv/conv_activation.h"
-#include "core/scratch.h"
+#include "core/small_scratch.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -81,7 +81,7 @@ class PooledGradient : public MadeGradient {
   void gradient(const PoolProblem& pool, int64_t plane, int64_t row, int64_t pooled, T* to) const {
     const Context alone;
     const int64_t at = plane * b_.pool.out_positions() + pooled * pooled_row_;
-    const T* gy = static_cast<const T*>(t_.gy) + at;
+    const T* const gy = static_cast<const T*>(t_.gy) + at;
     if (!b_.maximum) {
       pool_kernels.avg_backward(pool, gy, to, alone);
       SignRows signs = signs_;
@@ -90,14 +90,13 @@ class PooledGradient : public MadeGradient {
       const uint8_t* const bits = t_.kept + plane * signs_.bytes() + row * row_ / 8;
       return block_kernels.pass_signs(signs, bits, to, alone);
     }
-    Scratch<T> undone;
-    if (b_.conv.activation != Activation::none) {
-      undone.resize(pool.out_elements());
-      activation_grad_row(b_.conv, gy, static_cast<const T*>(t_.y) + at, undone.data(),
-                          pool.out_elements());
-      gy = undone.data();
-    }
-    pool_kernels.max_backward(pool, gy, t_.kept + at * pool.place_bytes(), to, alone);
+    const uint8_t* const places = t_.kept + at * pool.place_bytes();
+    if (b_.conv.activation == Activation::none)
+      return pool_kernels.max_backward(pool, gy, places, to, alone);
+    SmallScratch<T, 4096> undone(pool.out_elements());
+    activation_grad_row(b_.conv, gy, static_cast<const T*>(t_.y) + at, undone.data(),
+                        pool.out_elements());
+    pool_kernels.max_backward(pool, undone.data(), places, to, alone);
   }
 
   const BlockProblem& b_;

@@ -24,6 +24,8 @@ struct PixelBlock {
   Acc* sums;  // [pixel, lane of a panel]
   int64_t sum_row;
   T* const* to;  // where each pixel's channels go; null: the destination is contiguous
+  bool streams;  // they go past the cache
+  int64_t ask;   // bytes of a source pixel that are asked for ahead; 0: none
 };
 
 // Sums, of which `sums` holds a part unless it is null, as channels of pixels that lie anywhere.
@@ -35,6 +37,7 @@ struct FinishPixels {
   const WeightPanel<Acc>& panel;
   const Acc* const* sums;
   T* const* to;
+  bool streams;  // past the cache: whole vectors, without an activation or with relu
 
   void skip(int64_t rows) {
     to += rows;
@@ -52,12 +55,42 @@ struct FinishPixels {
       for (int v = 0; v < Vectors; ++v) {
         Vec<Acc> value = sum[r][v];
         if (sums != nullptr) value += load_vec(sums[r] + v * kLane);
-        store_sums<kPairs>(out + v * kLane, value + load_vec(panel.bias + v * kLane),
-                           lanes - v * kLane);
+        value += load_vec(panel.bias + v * kLane);
+        if constexpr (std::is_same_v<T, Acc>) {
+          if (streams) {
+            if (p.activation == Activation::relu) value = value <= 0 ? Vec<Acc>{} : value;
+            stream_copy(out + v * kLane, &value, kVectorBytes);
+            continue;
+          }
+        }
+        store_sums<kPairs>(out + v * kLane, value, lanes - v * kLane);
       }
     }
-    if (p.activation == Activation::none) return;
+    if (streams || p.activation == Activation::none) return;
     for (int r = 0; r < Rows; ++r) activate_row(p, to[r] + channel, lanes);
+  }
+};
+
+// A target that asks, row by row, for `bytes` of what lies `ahead` of each row of A.
+template <class Acc, class Target>
+struct Asking {
+  Target target;
+  const Acc* const* rows;
+  int64_t ahead;
+  int64_t bytes;
+
+  void skip(int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      const auto from = reinterpret_cast<uintptr_t>(rows[r]) + ahead;
+      for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(reinterpret_cast<const void*>(from + at), 0, 2);
+    }
+    rows += count;
+    target.skip(count);
+  }
+  template <int Rows, int Vectors>
+  WEFT_INLINE void finish(const Vec<Acc> (&sum)[Rows][Vectors]) const {
+    target.finish(sum);
   }
 };
 
@@ -122,6 +155,7 @@ class BlockProduct {
 
  private:
   static constexpr int64_t kBatch = 16;
+  static constexpr int64_t kAskPixels = 48;  // ahead
   // Terms that are added up before they join a block's sums: few places' terms together, and parts
   // of many, since a longer sum leaves more error. That of half types their own rounding hides.
   static constexpr int64_t kSumTerms = 64;
@@ -158,12 +192,18 @@ class BlockProduct {
           last - first};
       if (add || !finish)
         for (int64_t r = 0; r < pixels; ++r) ways_[r] = column + offsets_[r];
+      const auto run = [&](const auto& target) {
+        // Where pixels lie one after another, and each is read for the first time.
+        const int64_t bytes = i == 0 && first == 0 ? block.ask : 0;
+        panel_product<kPairs>(panel.vectors, batch, pixels,
+                              Asking<Acc, std::decay_t<decltype(target)>>{
+                                  target, table_.data(), kAskPixels * block.ask, bytes});
+      };
       if (finish)
-        panel_product<kPairs>(
-            panel.vectors, batch, pixels,
-            FinishPixels<kPairs, T>{p_, panel, add ? ways_.data() : nullptr, block.to});
+        run(FinishPixels<kPairs, T>{p_, panel, add ? ways_.data() : nullptr, block.to,
+                                    block.streams});
       else
-        panel_product<kPairs>(panel.vectors, batch, pixels, JoinSums<Acc>{add, ways_.data()});
+        run(JoinSums<Acc>{add, ways_.data()});
       column += width;
     }
   }

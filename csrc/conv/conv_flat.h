@@ -1,9 +1,10 @@
 // fprop and dgrad of contiguous tensors by windows of one place on CPU: a matrix product for each
 // image, vectors along its positions.
 //
-// A task is a panel, a few vectors of positions of one group of an image. Its channels are copied
-// as they lie, term after term, and are panel B of the batch-reduce product of gemm/packed_cpu.h;
-// the weights of a destination channel are a row of A. A run of terms stays in the first-level
+// A task is a panel, a few vectors of positions of one group of an image, and all rows of the
+// weights, or a block of them where images are small and few. Its channels are copied as they lie,
+// term after term, and are panel B of the batch-reduce product of gemm/packed_cpu.h; the weights of
+// a destination channel are a row of A. A run of terms stays in the first-level
 // cache while all rows go through it, the sums of earlier runs in the second-level one; the last
 // run is finished in registers and written as the map lies. So nothing is turned round, which costs
 // the product of conv_product.h as much as some sixteen terms of each sum. Bound: FLOPs; bytes
@@ -126,40 +127,41 @@ class FlatWeights {
   Scratch<const Acc*> rows_;
 };
 
-// The product of a panel of source channels and all rows of weights of a group.
+// The product of a panel of source channels and rows of weights of a group.
 template <class T>
 class FlatProduct {
  public:
   using Acc = accumulate_t<T>;
 
-  explicit FlatProduct(const Gather& g)
+  // For at most `most_rows` rows.
+  FlatProduct(const Gather& g, int64_t most_rows)
       : terms_(g.src_channels),
-        rows_(g.dst_channels),
         parts_(ceil_div(terms_, kFlatTerms)),
-        held_(parts_ > 1 ? rows_ * kWidest : 0),
-        ways_(parts_ > 1 ? rows_ : 0) {
+        held_(parts_ > 1 ? most_rows * kWidest : 0),
+        ways_(parts_ > 1 ? most_rows : 0) {
     if (parts_ > 1)
-      for (int64_t r = 0; r < rows_; ++r) ways_[r] = held_.data() + r * kWidest;
+      for (int64_t r = 0; r < most_rows; ++r) ways_[r] = held_.data() + r * kWidest;
   }
 
-  // `panel` [source channel, lane] of `vectors`.
-  void run(const Acc* panel, int vectors, const Acc* const* weights, FinishFlat<T> to) {
+  // `panel` [source channel, lane] of `vectors`, `weights` of `rows`.
+  void run(const Acc* panel, int vectors, const Acc* const* weights, int64_t rows,
+           FinishFlat<T> to) {
     to.held = parts_ > 1 ? held_.data() : nullptr;
     for (int64_t part = 0; part < parts_; ++part) {
       const int64_t first = terms_ * part / parts_, last = terms_ * (part + 1) / parts_;
       const Acc* const from = panel + first * vectors * kLanes<T>;
       const PackedBatch<Acc> batch{weights, 0, &from, 1, first, last - first};
       if (part + 1 == parts_)
-        flat_batch(vectors, batch, rows_, to);
+        flat_batch(vectors, batch, rows, to);
       else
-        flat_batch(vectors, batch, rows_, JoinSums<Acc>{part > 0, ways_.data()});
+        flat_batch(vectors, batch, rows, JoinSums<Acc>{part > 0, ways_.data()});
     }
   }
 
  private:
   static constexpr int64_t kWidest = FlatPanels::widest(kLanes<T>);
 
-  int64_t terms_, rows_, parts_;
+  int64_t terms_, parts_;
   Scratch<Acc> held_;
   Scratch<Acc*> ways_;
 };
@@ -186,6 +188,16 @@ bool flat_streams(const ConvProblem& p, const Gather& g, const T* dst) {
          conv_streams(p.n * p.groups * g.dst_channels * g.dst_positions() * size_of(p.dtype));
 }
 
+// Into how many blocks of rows the product of a panel is cut: where panels alone are too few tasks,
+// whatever the number of threads, and blocks are worth one.
+inline int64_t flat_row_blocks(const FlatPanels& panels, const Gather& g, int64_t images) {
+  constexpr int64_t kTasks = 8, kLeastRows = 16, kLeastProducts = 128 * 1024;
+  const int64_t tasks = most(images * panels.count, 1);
+  const int64_t products = ceil_div(panels.positions, panels.count) * g.src_channels;
+  return most(1, least(least(kTasks / tasks, g.dst_channels / kLeastRows),
+                       products * g.dst_channels / kLeastProducts));
+}
+
 template <class T>
 void gather_flat(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
                  const T* bias, T* dst, const Context& context) {
@@ -195,20 +207,24 @@ void gather_flat(const ConvProblem& p, const Gather& g, const T* src, const T* w
   const FlatPanels panels(g.src_positions(), kLanes<T>);
   const int64_t plane = panels.positions;
   const bool streams = flat_streams(p, g, dst);
-  parallel_for(context, p.n * p.groups * panels.count, 1, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = flat_row_blocks(panels, g, p.n * p.groups);
+  parallel_for(context, p.n * p.groups * panels.count * blocks, 1, [&](int64_t begin, int64_t end) {
     Scratch<Acc> panel(g.src_channels * FlatPanels::widest(kLanes<T>));
-    FlatProduct<T> product(g);
+    FlatProduct<T> product(g, ceil_div(g.dst_channels, blocks));
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t at = task % panels.count, group = task / panels.count % p.groups;
+      const int64_t of_all = task / blocks, block = task % blocks;
+      const int64_t at = of_all % panels.count, map = of_all / panels.count;
       const int64_t first = panels.begin(at), width = panels.width(at);
       const int vectors = panels.vectors_of(at);
-      load_flat(src + task / panels.count * g.src_channels * plane + first, plane, g.src_channels,
-                width, vectors, panel.data());
-      const int64_t channel = group * g.dst_channels;
-      product.run(
-          panel.data(), vectors, rows.rows(channel),
-          {p, bias != nullptr ? start.data() + channel : nullptr, nullptr,
-           dst + task / panels.count * g.dst_channels * plane + first, plane, width, streams});
+      if (task == begin || block == 0)
+        load_flat(src + map * g.src_channels * plane + first, plane, g.src_channels, width, vectors,
+                  panel.data());
+      const int64_t row = g.dst_channels * block / blocks;
+      const int64_t channel = map % p.groups * g.dst_channels + row;
+      product.run(panel.data(), vectors, rows.rows(channel),
+                  g.dst_channels * (block + 1) / blocks - row,
+                  {p, bias != nullptr ? start.data() + channel : nullptr, nullptr,
+                   dst + (map * g.dst_channels + row) * plane + first, plane, width, streams});
     }
     if (streams) stream_fence();
   });

@@ -46,7 +46,7 @@ class FlatBackward {
         t_(t),
         weights_(weights),
         panels_(p.out_positions(), kLanes<T>),
-        product_(dgrad_gather(p)),
+        product_(dgrad_gather(p), p.c),
         lanes_(round_up(p.c, kLanes<T>)),
         gy_(rows * kWidest),
         x_(kWidest * kWidest),
@@ -83,7 +83,7 @@ class FlatBackward {
     const int64_t x = of_all * p_.c * plane + first;
     load_gradient(gy, rows.end - rows.begin, width, vectors, add);
     if (weights_ != nullptr)
-      product_.run(gy_.data(), vectors, weights_->rows(group * p_.c),
+      product_.run(gy_.data(), vectors, weights_->rows(group * p_.c), p_.c,
                    {p_, nullptr, nullptr, static_cast<T*>(t_.gx) + x, plane, width, false});
     const T* const from = static_cast<const T*>(t_.x) + x;
     const int64_t all = lanes_ / kLanes<T>, parts = ceil_div(all, kFlatVectors);

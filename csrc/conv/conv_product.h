@@ -8,8 +8,9 @@
 // the second-level one. A strided dgrad takes its pixels phase by phase, so that all of a block
 // meet the same places. Few channels: the places of a block of terms are one call, and where the
 // source is copied anyhow, its columns are padded, so that a row of the window is one run of terms.
-// The finished block is written in either layout. Bound: FLOPs; bytes where windows are of one
-// place and channels few. Groups narrower than a vector waste it.
+// The finished block is written in either layout, a large channels-last one past the cache; windows
+// of one place, which have few products for each byte, ask for source pixels ahead. Bound: FLOPs;
+// bytes where windows are of one place and channels few. Groups narrower than a vector waste it.
 //
 // Operands are numbers of the accumulation type or, where the processor has products of bf16, words
 // of two neighbouring channels (pairs_cpu.h). Tried and lost: tiles of one row of pixels that take
@@ -92,6 +93,13 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
   Scratch<Acc> copy(copies ? images * source.image(g) : 0);
   Scratch<T> last(copies && planes && !padded && !std::is_same_v<T, Stored> ? images * src_image
                                                                             : 0);
+  // Windows of one place read each pixel once, as it lies.
+  const bool asks =
+      !copies && p.window_elements() == 1 && p.window[1].stride == 1 && p.window[2].stride == 1;
+  const bool streams = std::is_same_v<T, Acc> && !planes && g.dst_channels % kLane == 0 &&
+                       reinterpret_cast<uintptr_t>(dst) % kVectorBytes == 0 &&
+                       (p.activation == Activation::none || p.activation == Activation::relu) &&
+                       conv_streams(p.n * dst_image * size_of(p.dtype));
   for (int64_t n = 0; n < p.n; n += images) {
     const int64_t loaded = least(images, p.n - n);
     const T* const from = src + n * src_image;
@@ -138,7 +146,9 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
                                        last_panel - first_panel,
                                        sums.data(),
                                        sum_row,
-                                       planes ? nullptr : to.data()};
+                                       planes ? nullptr : to.data(),
+                                       streams,
+                                       asks ? source.pixel * static_cast<int64_t>(sizeof(Acc)) : 0};
           if (product.run(find, phase, block)) continue;
           const int64_t segment_count =
               list_segments(g, runs.data(), run_count, phase_count == 1, segments.data());
@@ -162,6 +172,7 @@ void gather_blocks(const ConvProblem& p, const Gather& g, const T* src, const T*
             column += width;
           }
         }
+        if (streams) stream_fence();
       });
     }
   }

@@ -8,36 +8,61 @@
 // where the map is in the cache, comparisons.
 #pragma once
 
+#include "core/small_scratch.h"
 #include "pool/pool_pairs.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
 
+// The outputs that cover inputs of one axis, which ascend.
+class AscendingCover {
+ public:
+  AscendingCover(const Window& window, int64_t outputs) : window_(window), outputs_(outputs) {}
+
+  void restart() { range_ = {0, 0}; }
+  WEFT_INLINE Range at(int64_t input) {
+    const int64_t padded = input + window_.padding;
+    while (range_.end < outputs_ && range_.end * window_.stride <= padded) ++range_.end;
+    while (range_.begin < range_.end && range_.begin * window_.stride + window_.size <= padded)
+      ++range_.begin;
+    return range_;
+  }
+
+ private:
+  const Window& window_;
+  const int64_t outputs_;
+  Range range_{0, 0};
+};
+
 // The output rows that cover input rows. Made where it is used, as PairRows.
 class PairCovers {
  public:
-  explicit PairCovers(const PoolProblem& p)
-      : p_(p),
-        depth_(p.window[0], p.in[0], p.out[0], 1),
-        height_(p.window[1], p.in[1], p.out[1], 1) {}
+  explicit PairCovers(const PoolProblem& p) : p_(p) {}
 
   // Calls body(first, count) for runs of rows [begin, end) of [outer, D, H] that the same windows
   // cover.
   template <class Body>
   WEFT_INLINE void for_each(int64_t begin, int64_t end, const Body& body) {
+    AscendingCover depth(p_.window[0], p_.out[0]), height(p_.window[1], p_.out[1]);
     int64_t h = begin % p_.in[1], d = begin / p_.in[1] % p_.in[0];
     int64_t outer = begin / p_.in[1] / p_.in[0];
     while (begin < end) {
-      find(outer, d, h);
+      const Range hs = height.at(h);
+      find(outer, d, h, depth.at(d), hs);
       int64_t run = 1;
-      while (begin + run < end && h + run < p_.in[1] && as_before(h + run)) ++run;
+      for (; begin + run < end && h + run < p_.in[1]; ++run) {
+        const Range next = height.at(h + run);
+        if (next.begin != hs.begin || next.end != hs.end) break;
+      }
       body(begin, run);
       begin += run;
       h += run;
       if (h < p_.in[1]) continue;
       h = 0;
+      height.restart();
       if (++d < p_.in[0]) continue;
       d = 0;
+      depth.restart();
       ++outer;
     }
   }
@@ -47,23 +72,18 @@ class PairCovers {
   WEFT_INLINE int64_t place(int64_t k) const { return place_[k]; }
 
  private:
-  WEFT_INLINE void find(int64_t outer, int64_t d, int64_t h) {
-    const Range ds = depth_.outputs[d], hs = height_.outputs[h];
+  WEFT_INLINE void find(int64_t outer, int64_t d, int64_t h, Range ds, Range hs) {
     count_ = 0;
     for (int64_t od = ds.begin; od < ds.end; ++od)
       for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
+        const int64_t i = d - p_.window[0].Window::first_input(od);
+        const int64_t j = h - p_.window[1].Window::first_input(oh);
         row_[count_] = ((outer * p_.out[0] + od) * p_.out[1] + oh) * p_.out[2];
-        place_[count_++] =
-            (depth_.place(d, od) * p_.window[1].size + height_.place(h, oh)) * p_.window[2].size;
+        place_[count_++] = (i * p_.window[1].size + j) * p_.window[2].size;
       }
-  }
-  WEFT_INLINE bool as_before(int64_t h) const {
-    return height_.outputs[h].begin == height_.outputs[h - 1].begin &&
-           height_.outputs[h].end == height_.outputs[h - 1].end;
   }
 
   const PoolProblem& p_;
-  const Covers depth_, height_;
   int64_t row_[kPoolMostPairRows], place_[kPoolMostPairRows];
   int64_t count_ = 0;
 };
@@ -168,7 +188,7 @@ void avg_pair_gradients(const PoolProblem& p, const T* gy, T* gx, int64_t begin,
   const int64_t extent = p.in[2], outputs = p.out[2], moved = p.window[2].padding / 2;
   const int64_t reach = round_up(outputs > extent / 2 ? outputs : extent / 2, kWidth);
   const V divisor = broadcast<V>(static_cast<A>(pool_divisor(p, 0, 0, 0)));
-  Scratch<A> held(reach + (4 + moved) * kWidth);  // an output row between zeros
+  SmallScratch<A, 1024> held(reach + (4 + moved) * kWidth);  // an output row between zeros
   fill_lanes(held.data(), reach + (4 + moved) * kWidth, A{0});
   A* const line = held.data() + kWidth;
   PairCovers covers(p);

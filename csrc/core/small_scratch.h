@@ -19,6 +19,8 @@ class SmallScratch {
   SmallScratch& operator=(const SmallScratch&) = delete;
 
   T* data() { return data_; }
+  const T* data() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
 
  private:
   alignas(64) T small_[kSmall];

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/parallel.h"
-#include "core/scratch.h"
+#include "core/small_scratch.h"
 #include "core/simd.h"
 #include "pool/pool_plan.h"
 
@@ -47,16 +47,18 @@ class PlaceTable {
 
  private:
   const int64_t planes_;
-  Scratch<int64_t> offset_, origin_;
+  SmallScratch<int64_t, 128> offset_, origin_;
 };
 
 // True if some window meets no input at all, which only dilation can cause; its place is void.
 bool has_void_windows(const PoolProblem& p) {
-  for (int axis = 0; axis < 3; ++axis)
+  for (int axis = 0; axis < 3; ++axis) {
+    if (p.window[axis].dilation == 1) continue;
     for (int64_t o = 0; o < p.out[axis]; ++o) {
       const Range inside = places_inside(p.window[axis], o, p.in[axis]);
       if (inside.begin >= inside.end) return true;
     }
+  }
   return false;
 }
 

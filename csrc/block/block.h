@@ -28,13 +28,13 @@ struct SignRows {
   constexpr int64_t bytes() const { return (length + 7) / 8; }  // of a row
 };
 
-constexpr bool block_has_signs(Activation activation) {
+WEFT_HD constexpr bool block_has_signs(Activation activation) {
   return activation == Activation::relu || activation == Activation::leaky_relu;
 }
 
 // Rows of signs of a map, of the output of a convolution.
-inline SignRows sign_rows(const PoolProblem& pool, bool channels_last, Activation activation,
-                          double slope) {
+WEFT_HD SignRows sign_rows(const PoolProblem& pool, bool channels_last, Activation activation,
+                           double slope) {
   const int64_t length = channels_last ? pool.in[2] * pool.inner : pool.in_positions();
   return {pool.dtype, activation, slope, pool.in_elements() / (length > 0 ? length : 1), length};
 }

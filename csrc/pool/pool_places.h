@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/parallel.h"
-#include "core/small_scratch.h"
 #include "core/simd.h"
+#include "core/small_scratch.h"
 #include "pool/pool_plan.h"
 
 namespace weft::WEFT_TARGET {

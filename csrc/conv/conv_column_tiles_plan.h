@@ -69,7 +69,7 @@ WEFT_HD constexpr int64_t operations(const ConvProblem& p) {
 // of making a term's source; of a copied element; of a transformed weight, which a few images
 // share.
 WEFT_HD constexpr int64_t cost(const ConvProblem& p, int64_t lanes) {
-  constexpr int64_t kOutputs = 40, kPart = 60, kSource = 8, kCopy = 16, kWeight = 16;
+  constexpr int64_t kOutputs = 40, kPart = 60, kSource = 8, kCopy = 16, kWeight = 40;
   const int64_t copies = p.c * products(p.window[2]) * 2 * p.window[1].stride;
   const int64_t width = ceil_div(p.out[2], 2);
   const int64_t outputs = kOutputs + (width % lanes == 0 ? 0 : kPart * lanes / width);

@@ -59,7 +59,8 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const int64_t size = size_of(p.dtype);
   const ConvPath path = conv_gather_path(p, false, lanes);
   const bool dense = path == ConvPath::product || path == ConvPath::planes ||
-                     path == ConvPath::flat || path == ConvPath::columns;
+                     path == ConvPath::flat || path == ConvPath::columns ||
+                     path == ConvPath::column_tiles;
   // Planes of few channels pool in sequence; of more, they only save turning round, and fuse.
   const bool few_channels = path == ConvPath::planes && (p.channels_last || p.k < lanes);
   BlockPlan plan;

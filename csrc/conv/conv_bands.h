@@ -160,6 +160,29 @@ WEFT_INLINE void split(V (&v)[4]) {
   unzip(v[1], v[3]);
 }
 
+template <class V>
+WEFT_INLINE void split(V (&v)[6]) {
+  V even[3], odd[3];
+  for (int i = 0; i < 3; ++i) {
+    even[i] = v[2 * i], odd[i] = v[2 * i + 1];
+    unzip(even[i], odd[i]);
+  }
+  split(even);
+  split(odd);
+  for (int i = 0; i < 3; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
+}
+template <class V>
+WEFT_INLINE void split(V (&v)[8]) {
+  V even[4], odd[4];
+  for (int i = 0; i < 4; ++i) {
+    even[i] = v[2 * i], odd[i] = v[2 * i + 1];
+    unzip(even[i], odd[i]);
+  }
+  split(even);
+  split(odd);
+  for (int i = 0; i < 4; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
+}
+
 // `count` elements, of which those at i, i + kPhases, ... go to out[i].
 template <class T, int kPhases>
 WEFT_INLINE void split_row(accumulate_t<T>* const (&out)[kPhases], const T* in, int64_t count) {
@@ -167,11 +190,11 @@ WEFT_INLINE void split_row(accumulate_t<T>* const (&out)[kPhases], const T* in, 
   for (int64_t at = 0; at < count; at += kStep) {
     const int64_t left = count - at;
     Vec<accumulate_t<T>> v[kPhases] = {};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kPhases; ++i)
       if (left > i * kLanes<T>) v[i] = load_lanes(in + at + i * kLanes<T>, left - i * kLanes<T>);
     split(v);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kPhases; ++i)
       if (left > i) store_lanes(out[i] + at / kPhases, v[i], (left - i + kPhases - 1) / kPhases);
   }

@@ -7,16 +7,18 @@
 // the band share: positions are one flat run, of which no lane is wasted and which the output holds
 // as it is. A tile of a few output channels × a few vectors of that run stays in registers over
 // channels and places, and goes to the output from there, large ones past the cache. Copies cost
-// the window's columns ÷ stride for each element of x, which the output channels share. Bound:
-// FLOPs; of few products for each copy, the copies. Tried and lost: several rows split before the
-// first is read again (no gain); large outputs whose planes are not whole vectors written through
-// the cache (1.4 times the time where windows are of 2x2). The gradients are conv_columns_dgrad.h
-// and conv_columns_wgrad.h, of the same scratch.
+// the window's columns ÷ stride for each element of x, which the output channels share; windows
+// that do not overlap are split straight into them. Bound: FLOPs; of few products for each copy,
+// the copies. Tried and lost: several rows split before the first is read again, rows asked for
+// ahead of time (no gain); large outputs whose planes are not whole vectors written through the
+// cache (1.4 times the time where windows are of 2x2). The gradients are conv_columns_dgrad.h and
+// conv_columns_wgrad.h, of the same scratch.
 #pragma once
 
 #include "conv/conv_activation.h"
 #include "conv/conv_bands.h"
 #include "conv/conv_plan.h"
+#include "core/transpose.h"
 
 namespace weft::WEFT_TARGET {
 namespace {
@@ -83,6 +85,7 @@ template <class Acc>
 struct PhaseLines {
   int64_t phases, in, out;
   int64_t length;  // of a line
+  bool apart;      // each column of the window is a line of its own
   Scratch<Acc> data;
   Scratch<Acc*> input;   // where the row's first elements are, one in each phase
   Scratch<Acc*> column;  // where the output row finds each column of the window
@@ -93,6 +96,8 @@ struct PhaseLines {
         out(p.out[2]),
         length(2 * kLanes<Acc> + most(out + (p.window[2].span() - 1) / phases,
                                       (in + p.window[2].padding - 1) / phases + 1)),
+        apart(p.window[2].padding == 0 && p.window[2].dilation == 1 && p.window[2].size <= phases &&
+              (out * phases <= in)),
         data(phases * length),
         input(phases),
         column(p.window[2].size) {
@@ -105,16 +110,43 @@ struct PhaseLines {
   void clear(Acc value) { fill(data.data(), phases * length, value); }
 };
 
+// `count` elements, of which those at i, i + phases, ... go to out[i]; whole vectors are written.
+template <class T>
+void split_wide(accumulate_t<T>* const* out, int64_t phases, const T* in, int64_t count) {
+  constexpr int64_t kLane = kLanes<T>;
+  for (int64_t at = 0; at * phases < count; at += kLane)
+    for (int64_t phase = 0; phase < phases; phase += kLane) {
+      Vec<accumulate_t<T>> square[kLane];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLane; ++i) {
+        const int64_t first = (at + i) * phases + phase;
+        const int64_t left = least(phases - phase, count - first);
+        square[i] = left > 0 ? load_lanes(in + first, left) : Vec<accumulate_t<T>>{};
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLane; ++i)
+        if (i < phases - phase) store_vec(out[phase + i] + at, square[i]);
+    }
+}
+
+template <class T>
+void split_phases(accumulate_t<T>* const* out, int64_t phases, const T* in, int64_t count) {
+  if (phases == 1) return copy_row(out[0], in, count);
+  if (phases == 2) return split_row(out[0], out[1], in, count, false);
+  if (phases == 3) return split_row<T, 3>({out[0], out[1], out[2]}, in, count);
+  if (phases == 4) return split_row<T, 4>({out[0], out[1], out[2], out[3]}, in, count);
+  if (phases == 6)
+    return split_row<T, 6>({out[0], out[1], out[2], out[3], out[4], out[5]}, in, count);
+  if (phases == 8)
+    return split_row<T, 8>({out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7]}, in,
+                           count);
+  split_wide(out, phases, in, count);
+}
+
 template <class T>
 void split_lines(const T* row, PhaseLines<accumulate_t<T>>& lines) {
-  const auto& to = lines.input;
-  const int64_t in = lines.in, phases = lines.phases;
-  if (phases == 1) return copy_row(to[0], row, in);
-  if (phases == 2) return split_row(to[0], to[1], row, in, false);
-  if (phases == 3) return split_row<T, 3>({to[0], to[1], to[2]}, row, in);
-  if (phases == 4) return split_row<T, 4>({to[0], to[1], to[2], to[3]}, row, in);
-  for (int64_t i = 0; i < phases; ++i)
-    for (int64_t q = 0; i + q * phases < in; ++q) to[i][q] = widen(row[i + q * phases]);
+  split_phases(lines.input.data(), lines.phases, row, lines.in);
 }
 
 // What the outputs of a row read at each column of the window; whole vectors are written.
@@ -143,8 +175,15 @@ void fill_columns(const ConvProblem& p, const ColumnRows& band, int64_t d, int64
             fill(to + l * band.column(), band.width, accumulate_t<T>{0});
           continue;
         }
-        split_lines(channel + (slice * p.in[1] + h) * p.in[2], lines);
-        store_columns(lines, band.columns, to, band.column());
+        const T* const in = channel + (slice * p.in[1] + h) * p.in[2];
+        if (lines.apart) {  // what is split are the copies
+          for (int64_t l = 0; l < band.columns; ++l) lines.input[l] = to + l * band.column();
+          split_phases(lines.input.data(), lines.phases, in,
+                       least(p.in[2], p.out[2] * lines.phases));
+        } else {
+          split_lines(in, lines);
+          store_columns(lines, band.columns, to, band.column());
+        }
       }
     }
   }
@@ -164,7 +203,7 @@ inline bool activates_in_registers(const ConvProblem& p) {
   return p.activation == Activation::none || p.activation == Activation::relu;
 }
 
-// out = activation(start + Σ source · weights) of kRows channels × kVectors vectors, of which
+// out = activation(Σ source · weights + bias) of kRows channels × kVectors vectors, of which
 // `left` elements are there.
 template <class T>
 struct ColumnTile {
@@ -173,7 +212,7 @@ struct ColumnTile {
   int64_t terms;
   int64_t part;                    // terms of a sum in registers
   const accumulate_t<T>* weights;  // [term, channel of the tile]
-  const accumulate_t<T>* start;
+  const accumulate_t<T>* bias;
   T* out;
   int64_t out_step;  // from channel to channel
   int64_t left;
@@ -186,8 +225,7 @@ __attribute__((noinline)) void column_tile(const ConvProblem& p, const ColumnTil
   using V = Vec<Acc>;
   constexpr int kLane = kLanes<T>;
   const Acc* weights = t.weights;
-  V sum[kRows][kVectors];
-  each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] = broadcast<V>(t.start[r]); });
+  V sum[kRows][kVectors] = {};
   const auto add_terms = [&](const int64_t* begin,
                              const int64_t* end) __attribute__((always_inline)) {
     for (const int64_t* offset = begin; offset != end; ++offset, weights += kRows) {
@@ -204,6 +242,7 @@ __attribute__((noinline)) void column_tile(const ConvProblem& p, const ColumnTil
     add_terms(t.offsets + first, t.offsets + least(first + t.part, t.terms));
     each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] += total[r][v]; });
   }
+  each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] += t.bias[r]; });
   if (p.activation == Activation::relu)
     each_of<kRows, kVectors>([&](int r, int v) { sum[r][v] = sum[r][v] <= 0 ? V{} : sum[r][v]; });
   const auto at = [&](int r, int v) { return t.out + r * t.out_step + v * kLane; };
@@ -294,7 +333,7 @@ void fprop_columns(const ConvProblem& p, const T* x, const T* w, const T* bias, 
         constexpr int kRows = decltype(channels)::value;
         for (int64_t staged = 0; staged < vectors; staged += kColumnStage) {
           const int64_t from = staged * kLanes<T>, step = kColumnStage * kLanes<T>;
-          in_steps<kColumnVectors>(
+          for_equal_parts<kColumnVectors>(
               least(kColumnStage, vectors - staged), [&](auto of_tile, int64_t vector) {
                 const int64_t at = from + vector * kLanes<T>;
                 column_tile<T, kRows, decltype(of_tile)::value>(

@@ -5,7 +5,8 @@
 // pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies (conv_layout_wgrad.h).
 // Contiguous ones of windows of one place are products along the positions (conv_flat.h), whose
 // gradients may come at once (conv_flat_backward.h).
-// Contiguous ones of few input channels are copied for each column of the window (conv_columns.h).
+// Contiguous ones of few input channels are copied for each column of the window (conv_columns.h),
+// fprop in float32 with fewer products where that pays (conv_column_tiles.h).
 // Others of few channels stay flat planes (conv_planes.h), and channels-last ones of very
 // few are copied to such (conv_planes_last.h). Depthwise ones have kernels of their own:
 // conv_rows.h and, channels-last, conv_depthwise.h; all their gradients at once are
@@ -32,6 +33,8 @@ ConvGather* gather_of(const ConvProblem& p, bool transposed) {
       return conv_flat_gather;
     case ConvPath::columns:
       return conv_columns_gather;
+    case ConvPath::column_tiles:
+      return conv_column_tiles_gather;
     default:
       return conv_depthwise_gather;
   }

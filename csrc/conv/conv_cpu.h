@@ -14,7 +14,7 @@ using ConvBackward = void(const ConvProblem&, const ConvGradients&, const Contex
 
 ConvBackward conv_depthwise_backward, conv_flat_backward;
 ConvGather conv_product_gather, conv_planes_gather, conv_depthwise_gather, conv_winograd_gather,
-    conv_flat_gather, conv_columns_gather;
+    conv_flat_gather, conv_columns_gather, conv_column_tiles_gather;
 ConvWgrad conv_product_wgrad, conv_planes_wgrad, conv_depthwise_wgrad, conv_winograd_wgrad,
     conv_flat_wgrad, conv_columns_wgrad;
 

@@ -2,6 +2,7 @@
 // they can be tested and explained without running anything.
 #pragma once
 
+#include "conv/conv_column_tiles_plan.h"
 #include "conv/conv_winograd_plan.h"
 
 namespace weft {
@@ -21,20 +22,21 @@ constexpr const char* name_of(ConvStep step) {
 }
 
 enum class ConvPath : uint8_t {
-  rows,        // depthwise, contiguous: vectors along W, rows share their loads
-  pairs,       // the same of stride 2: rows in pairs, unzipped in registers
-  short_rows,  // the same of rows that a vector holds: read where they lie
-  pixels,      // depthwise, channels-last: vectors along the channels
-  product,     // vectors along the channels, pixels are rows of a tile product
-  planes,      // few channels or products: flat runs over a band of contiguous planes
-  winograd,    // 3x3 windows: vectors along the channels, a tile product for each point of a tile
-  flat,        // windows of one place, contiguous: vectors along an image's positions
-  columns,     // few input channels, contiguous: a copy of x for each column of the window
+  rows,          // depthwise, contiguous: vectors along W, rows share their loads
+  pairs,         // the same of stride 2: rows in pairs, unzipped in registers
+  short_rows,    // the same of rows that a vector holds: read where they lie
+  pixels,        // depthwise, channels-last: vectors along the channels
+  product,       // vectors along the channels, pixels are rows of a tile product
+  planes,        // few channels or products: flat runs over a band of contiguous planes
+  winograd,      // 3x3 windows: vectors along the channels, a tile product for each point of a tile
+  flat,          // windows of one place, contiguous: vectors along an image's positions
+  columns,       // few input channels, contiguous: a copy of x for each column of the window
+  column_tiles,  // the same of float32, with fewer products: tiles of 2 x 2 outputs
 };
 
 constexpr const char* name_of(ConvPath path) {
-  constexpr const char* kNames[] = {"rows",   "pairs",    "short_rows", "pixels", "product",
-                                    "planes", "winograd", "flat",       "columns"};
+  constexpr const char* kNames[] = {"rows",   "pairs",    "short_rows", "pixels",  "product",
+                                    "planes", "winograd", "flat",       "columns", "column_tiles"};
   return kNames[static_cast<int>(path)];
 }
 
@@ -146,6 +148,7 @@ WEFT_HD constexpr bool conv_takes_columns(const ConvProblem& p, ConvStep step, i
 WEFT_HD constexpr ConvPath conv_gather_path(const ConvProblem& p, bool transposed, int64_t lanes) {
   if (conv_is_depthwise(p))
     return conv_depthwise_path(p, transposed ? ConvStep::dgrad : ConvStep::fprop, lanes);
+  if (!transposed && conv_takes_column_tiles(p, lanes)) return ConvPath::column_tiles;
   if (conv_takes_columns(p, transposed ? ConvStep::dgrad : ConvStep::fprop, lanes))
     return ConvPath::columns;
   if (!transposed && conv_turns_for_little(p, lanes)) return ConvPath::planes;

@@ -95,6 +95,7 @@ void note(const ConvProblem& p, ConvStep step) {
                             : conv_gather_path(p, step == ConvStep::dgrad, lanes);
   plan.path = name_of(path);
   plan.bytes = conv_bytes(p, step, path);
+  if (path == ConvPath::column_tiles) plan.flops = column_tiles::operations(p);
   if (path == ConvPath::winograd) plan.flops = winograd::operations(p, step == ConvStep::dgrad);
   note_plan(std::move(plan));
 }

@@ -17,9 +17,9 @@
 // leave the cache, the outputs.
 //
 // Numbers: as conv_winograd.h has it; sums of a point are short, so from windows of 5x5 on errors
-// are below those of the direct sum. Coefficients are 0, 1 and 1/2: small integers stay exact. What
-// is not finite is seen in the outputs of its tile, also those beyond the map; such images are made
-// again the direct way (conv_column_tiles_cpu.cpp).
+// are about those of the direct sum, of 7x7 at stride 2 half of them. Coefficients are 0, 1 and
+// 1/2: small integers stay exact. What is not finite is seen in the outputs of its tile, also those
+// beyond the map; such images are made again the direct way (conv_column_tiles_cpu.cpp).
 //
 // Lost: tiles of 12 channels x 2 vectors, 16 x 1 and 8 x 3 (3 to 10 %); sums of four points at a
 // time, turned along one axis before the next four (10 %); outputs only when all sums of a block of

@@ -53,8 +53,8 @@ struct ConvProblem {
   }
 };
 
-// The gradient of contiguous maps, made where a kernel asks for it, so that it lies in the cache and
-// never in memory.
+// The gradient of contiguous maps, made where a kernel asks for it, so that it lies in the cache
+// and never in memory.
 struct MadeGradient {
   // to [count, out positions] = that of `count` planes from `first` on, as far as `slices` and
   // `rows` of each; other places of `to` may be written too.

@@ -4,8 +4,8 @@
 // together, so that memory is met in its order. A task's part of the gradient is read
 // once for gx (conv_rows.h), gw (conv_rows_wgrad.h) and gb, while it lies in the cache, and so is
 // its part of the input. An activation is undone first, or the gradient made, in planes of scratch.
-// Sums of tasks are added in a fixed order. Bound: bytes where windows are small; one by one, the three gradients
-// read what they share from memory again.
+// Sums of tasks are added in a fixed order. Bound: bytes where windows are small; one by one, the
+// three gradients read what they share from memory again.
 #pragma once
 
 #include "conv/conv_rows.h"

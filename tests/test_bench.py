@@ -302,8 +302,9 @@ def test_what_happens_in_a_rows_process_is_told(kind: type[PoolRow], message: st
         measuring.time_row_apart(row, "f", CPU, BRIEF)
 
 
-def test_a_row_measured(tiny_rows: None) -> None:
-    row = measure(TINY["pool"], "fb", CPU, Ceilings(CPU), BRIEF)
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_row_measured(apart: bool, tiny_rows: None) -> None:
+    row = measure(TINY["pool"], "fb", CPU, Ceilings(CPU), BRIEF, apart)
     assert row.keys() >= REQUIRED_KEYS
     assert row["ratio"] == row["native_s"] / row["weft_s"]
     assert row["fraction_of_ceiling"] == pytest.approx(row["bytes"] / 1e9 / row["weft_s"])

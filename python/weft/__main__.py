@@ -68,7 +68,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.unlisted and not set(families) <= set(GENERATORS):
         raise SystemExit(f"weft bench: no random problems of family {arguments.family}")
     result = report.run(
-        families, device, arguments.full, arguments.unlisted, arguments.seed, arguments.json
+        families,
+        device,
+        arguments.full,
+        arguments.unlisted,
+        arguments.seed,
+        arguments.json,
+        not arguments.one_process,
     )
     report.show(result)
     if arguments.plot:
@@ -90,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg)")
     bench.add_argument("--full", action="store_true", help="all published rows, more repetitions")
+    bench.add_argument(
+        "--one-process", action="store_true", help="all rows in one process, one after another"
+    )
     bench.add_argument(
         "--unlisted", type=int, default=0, metavar="COUNT", help="random problems instead of rows"
     )

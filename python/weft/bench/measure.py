@@ -6,8 +6,9 @@ calls as fill a millisecond. Medians with the interquartile range; the CPU's clo
 `time.perf_counter`, CUDA's are events.
 
 On the CPU each row has a process of its own. What ran before in a process decides, by what it left
-of malloc's heap, whether an output of 32 MB and more comes of fresh pages of the system, which
-takes a PyTorch operation up to four times as long: a row would depend on its place in the list.
+of malloc's heap, whether an output of some megabytes comes of fresh pages of the system, which
+takes a PyTorch operation up to ten times as long: a row would depend on its place in the list. A
+new process has no such memory left; `apart=False` measures in one that may have.
 """
 
 from __future__ import annotations
@@ -330,14 +331,22 @@ def time_row_apart(
 
 
 def measure(
-    row: Row, direction: Direction, device: torch.device, ceilings: Ceilings, effort: Effort
+    row: Row,
+    direction: Direction,
+    device: torch.device,
+    ceilings: Ceilings,
+    effort: Effort,
+    apart: bool = True,
 ) -> dict[str, Any]:
     """One row of the result, as it stands in JSON.
+
+    Args:
+        apart: on the CPU in a process of its own.
 
     Raises:
         RuntimeError: what the row raised.
     """
-    timed = time_row if device.type == "cuda" else time_row_apart
+    timed = time_row_apart if apart and device.type == "cpu" else time_row
     found = timed(row, direction, device, effort)
     cost = row.cost(direction)
     by_bytes = cost.bytes / ceilings.bytes_per_second()

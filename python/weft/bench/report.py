@@ -67,6 +67,7 @@ def run(
     random: int = 0,
     seed: int = 0,
     json_path: Path | None = None,
+    apart: bool = True,
 ) -> dict[str, Any]:
     """Measures the rows of `families` with a progress bar; returns the report as it stands in JSON.
 
@@ -78,6 +79,7 @@ def run(
         random: measure instead this many random problems of each family that has a generator.
         seed: of the random problems.
         json_path: where the report is written after each row: none is lost with the process.
+        apart: on the CPU each row in a process of its own.
     """
     if random:
         chosen = [
@@ -102,6 +104,7 @@ def run(
             "machine": machine,
             "versions": versions,
             "threads": torch.get_num_threads(),
+            "one_process": not apart,
             "ceilings": ceilings.as_dict(),
             "rows": measured,
             **({"failed": failed} if failed else {}),
@@ -112,7 +115,7 @@ def run(
         for row, direction in tasks:
             progress.update(bar, description=f"{row} {direction}")
             try:
-                measured.append(measure(row, direction, device, ceilings, effort))
+                measured.append(measure(row, direction, device, ceilings, effort, apart))
             except RuntimeError as error:
                 failed.append(f"{row} {direction}: {error}")
             if json_path is not None:

@@ -53,8 +53,8 @@ def section(run: dict[str, Any], name: str) -> str:
         f"{ceilings['matmul_flops_per_s']['float32'] / 1e9:.0f} GFLOP/s. With spreads and "
         f"memory: [{name}]({name}).",
         "",
-        "Ratio = baseline's time / weft's, both in turn in a process of the row's own, medians; f is",
-        "forward, fb forward and backward.",
+        "Ratio = baseline's time / weft's, both in turn in a process of the row's own, medians; f",
+        "is forward, fb forward and backward.",
     ]
     for baseline in dict.fromkeys(row["baseline"] for row in run["rows"]):
         lines += ["", f"Baseline: {baseline}.", "", *_table(run["rows"], baseline)]

@@ -5,9 +5,9 @@
 // contiguous image (all channels, if it is not depthwise) or a band of the rows of a channels-last
 // one: each is a convolution and a pooling of their own, which the families' kernels run. Every
 // element is summed as in the whole problem, so the bits are those of the two in sequence.
-// Tried and lost: parts of the output channels of pointwise layers, which fit the second-level
-// cache but load the image's input again each (6 to 20 % slower than whole images in the
-// third-level one).
+// Pointwise contiguous layers go in sequence: a part is a whole image there, which only the
+// third-level cache holds, or some of its output channels, which load the image's input again each;
+// both lost, the one 11 to 28 % where images are large, the other more.
 #pragma once
 
 #include "block/block.h"
@@ -59,13 +59,12 @@ inline BlockPlan plan_block(const BlockProblem& b, int64_t lanes) {
   const int64_t size = size_of(p.dtype);
   const ConvPath path = conv_gather_path(p, false, lanes);
   const bool dense = path == ConvPath::product || path == ConvPath::planes ||
-                     path == ConvPath::flat || path == ConvPath::columns ||
-                     path == ConvPath::column_tiles;
+                     path == ConvPath::columns || path == ConvPath::column_tiles;
   // Planes of few channels pool in sequence; of more, they only save turning round, and fuse.
   const bool few_channels = path == ConvPath::planes && (p.channels_last || p.k < lanes);
   BlockPlan plan;
   if (b.pool.out_elements() == 0 || p.n * image * size < kLeastBytes || few_channels ||
-      path == ConvPath::winograd || pool_takes_lanes(b.pool) ||
+      path == ConvPath::winograd || path == ConvPath::flat || pool_takes_lanes(b.pool) ||
       p.weight_elements() * kOutputsPerWeight > image)
     return plan;
   if (!p.channels_last) {

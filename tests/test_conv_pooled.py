@@ -60,6 +60,22 @@ def build(case: str, pool: str, last: bool, **options: Any) -> tuple[Any, Any, T
     return block, sequence, x
 
 
+def assert_same_gradients(
+    block: Any, sequence: Any, x: Tensor, case: Any, target: str | None = None
+) -> None:
+    """Of input, weights and bias, bit by bit."""
+    x.requires_grad_()
+    with cpu_target(target or _C.cpu_target()):
+        found, expected = (m(x) for m in (block, sequence))
+        grad = torch.randn_like(found)
+        found, expected = (
+            torch.autograd.grad(y, (x, *m.parameters()), grad)
+            for y, m in ((found, block), (expected, sequence))
+        )
+    for f, e in zip(found, expected, strict=True):
+        assert torch.equal(f, e), case
+
+
 def path_of(block: Any, x: Tensor) -> str:
     with torch.no_grad():
         plans = weft.explain(block, x)
@@ -124,16 +140,7 @@ def test_signs_of_averages(target: str) -> None:
                 block, sequence, x = build(case, pool, last, **detector)
                 if detector:
                     sequence[1] = torch.nn.LeakyReLU(0.25)
-                x.requires_grad_()
-                with cpu_target(target):
-                    found, expected = (m(x) for m in (block, sequence))
-                    grad = torch.randn_like(found)
-                    found, expected = (
-                        torch.autograd.grad(y, (x, *m.parameters()), grad)
-                        for y, m in ((found, block), (expected, sequence))
-                    )
-                for f, e in zip(found, expected, strict=True):
-                    assert torch.equal(f, e), (case, pool)
+                assert_same_gradients(block, sequence, x, (case, pool), target)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
@@ -197,15 +204,7 @@ def test_the_map_gradient_is_made_in_the_cache() -> None:
 def test_gradients_of_every_dtype(dtype: torch.dtype) -> None:
     for case, pool in itertools.product(("depthwise", "1-d"), ("max 3", "avg 3")):
         block, sequence, x = build(case, pool, False, dtype=dtype)
-        x.requires_grad_()
-        found, expected = (m(x) for m in (block, sequence))
-        grad = torch.randn_like(found)
-        found, expected = (
-            torch.autograd.grad(y, (x, *m.parameters()), grad)
-            for y, m in ((found, block), (expected, sequence))
-        )
-        for f, e in zip(found, expected, strict=True):
-            assert torch.equal(f, e), (case, pool)
+        assert_same_gradients(block, sequence, x, (case, pool))
 
 
 @pytest.mark.parametrize("pool", ["max 2", "avg 2"])

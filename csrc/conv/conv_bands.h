@@ -160,27 +160,17 @@ WEFT_INLINE void split(V (&v)[4]) {
   unzip(v[1], v[3]);
 }
 
-template <class V>
-WEFT_INLINE void split(V (&v)[6]) {
-  V even[3], odd[3];
-  for (int i = 0; i < 3; ++i) {
+// Of six and eight: the even and the odd elements, then each of them.
+template <class V, size_t kCount>
+WEFT_INLINE void split(V (&v)[kCount]) {
+  V even[kCount / 2], odd[kCount / 2];
+  for (size_t i = 0; i < kCount / 2; ++i) {
     even[i] = v[2 * i], odd[i] = v[2 * i + 1];
     unzip(even[i], odd[i]);
   }
   split(even);
   split(odd);
-  for (int i = 0; i < 3; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
-}
-template <class V>
-WEFT_INLINE void split(V (&v)[8]) {
-  V even[4], odd[4];
-  for (int i = 0; i < 4; ++i) {
-    even[i] = v[2 * i], odd[i] = v[2 * i + 1];
-    unzip(even[i], odd[i]);
-  }
-  split(even);
-  split(odd);
-  for (int i = 0; i < 4; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
+  for (size_t i = 0; i < kCount / 2; ++i) v[2 * i] = even[i], v[2 * i + 1] = odd[i];
 }
 
 // `count` elements, of which those at i, i + kPhases, ... go to out[i].

@@ -97,7 +97,7 @@ struct PhaseLines {
         length(2 * kLanes<Acc> + most(out + (p.window[2].span() - 1) / phases,
                                       (in + p.window[2].padding - 1) / phases + 1)),
         apart(p.window[2].padding == 0 && p.window[2].dilation == 1 && p.window[2].size <= phases &&
-              (out * phases <= in)),
+              out * phases <= in),
         data(phases * length),
         input(phases),
         column(p.window[2].size) {

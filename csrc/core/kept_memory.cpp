@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <ctime>
+#include <list>
+#include <map>
 #include <mutex>
-#include <vector>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -68,16 +69,12 @@ class KeptMemory {
     const size_t bytes = (wanted + step - 1) / step * step;
     {
       const std::lock_guard lock(mutex_);
-      auto best = waiting_.rend();
-      for (auto at = waiting_.rbegin(); at != waiting_.rend(); ++at)
-        if (at->block.bytes >= bytes && at->block.bytes <= bytes + bytes / 4 &&
-            (best == waiting_.rend() || at->block.bytes < best->block.bytes))
-          best = at;
-      if (best != waiting_.rend()) {
-        const KeptBlock found = best->block;
-        bytes_ -= found.bytes;
-        waiting_.erase(std::next(best).base());
-        return found;
+      auto found = by_bytes_.lower_bound(bytes);
+      if (found != by_bytes_.end() && found->first <= bytes + bytes / 4) {
+        found = std::prev(by_bytes_.upper_bound(found->first));  // the latest of its size
+        const KeptBlock block = found->second->block;
+        drop(found->second);
+        return block;
       }
     }
     void* memory = map_block(bytes);
@@ -91,7 +88,8 @@ class KeptMemory {
   void keep(KeptBlock block) {
     const std::lock_guard lock(mutex_);
     const time_t since = now();
-    waiting_.push_back({block, since});
+    waiting_.push_back({block, since, {}});
+    waiting_.back().by_bytes = by_bytes_.emplace(block.bytes, std::prev(waiting_.end()));
     bytes_ += block.bytes;
     drop_oldest(most_bytes_, since - kMostSeconds);
   }
@@ -107,24 +105,33 @@ class KeptMemory {
   std::mutex& mutex() { return mutex_; }
 
  private:
+  struct Waiting;
+  using InOrder = std::list<Waiting>;
+  using ByBytes = std::multimap<size_t, InOrder::iterator>;
   struct Waiting {
     KeptBlock block;
     time_t since;
+    ByBytes::iterator by_bytes;
   };
+
+  void drop(InOrder::iterator at) {
+    bytes_ -= at->block.bytes;
+    by_bytes_.erase(at->by_bytes);
+    waiting_.erase(at);
+  }
 
   // All above `most` bytes, and those that wait since before `since`.
   void drop_oldest(size_t most, time_t since) {
-    auto at = waiting_.begin();
-    for (; at != waiting_.end() && (bytes_ > most || at->since < since); ++at) {
-      munmap(at->block.memory, at->block.bytes);
-      bytes_ -= at->block.bytes;
+    while (!waiting_.empty() && (bytes_ > most || waiting_.front().since < since)) {
+      munmap(waiting_.front().block.memory, waiting_.front().block.bytes);
+      drop(waiting_.begin());
     }
-    waiting_.erase(waiting_.begin(), at);
   }
 
   const size_t most_bytes_ = most_kept_bytes();
   std::mutex mutex_;
-  std::vector<Waiting> waiting_;  // the latest at the end
+  InOrder waiting_;  // the latest at the end
+  ByBytes by_bytes_;
   size_t bytes_ = 0;
 };
 

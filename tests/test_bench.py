@@ -26,6 +26,7 @@ from weft.bench.rows import (
     ConvRow,
     Cost,
     LayerRow,
+    LengthsRow,
     PlainRow,
     PoolRow,
     VariantRow,
@@ -152,6 +153,17 @@ def test_a_variant_is_measured_against_the_plain_layer(op: str) -> None:
     variant = row.weft(native)
     assert type(variant) is type(native)
     assert set(native.state_dict()) < set(variant.state_dict())
+    assert row.baseline != "PyTorch"
+
+
+def test_lengths_are_measured_against_the_full_batch() -> None:
+    row = LengthsRow("gru", F32, "", True, 4, 4, 5)
+    full, inputs = row.native(), row.inputs()
+    found, whole = row.weft(full)(*inputs)[0], full(*inputs)[0]
+    for i, length in enumerate(row.lengths.tolist()):
+        assert torch.equal(found[:length, i], whole[:length, i])
+        assert not found[length:, i].any()
+    assert row.cost("f").flops == 2 * int(row.lengths.sum()) * 2 * 3 * 25
     assert row.baseline != "PyTorch"
 
 

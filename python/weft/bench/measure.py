@@ -37,6 +37,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _SAMPLE_SECONDS = 1e-3
+_WARM_SHARE = 0.05  # of an effort's seconds, for each library before it is timed
 _ROTATION_BYTES = 1 << 30
 _MOST_COPIES = 64
 _SLOW_SECONDS = 0.02
@@ -55,7 +56,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=1.0, least=3, most=30)
-FULL = Effort(seconds=4.0, least=5, most=100)
+FULL = Effort(seconds=3.0, least=5, most=200)
 # A GPU's clock is steady, and its time is short.
 ON_CUDA = Effort(seconds=0.25, least=5, most=50)
 
@@ -90,14 +91,18 @@ def _elapsed(call: Call, first: int, count: int, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def _warm_up(call: Call, device: torch.device, seconds: float) -> float:
+    """Least seconds of a call among those that fill `seconds`; the first pays for lazy set-up."""
+    _elapsed(call, 0, 1, device)
+    samples = [_elapsed(call, 1, 1, device)]
+    while sum(samples) < seconds:
+        samples.append(_elapsed(call, len(samples) + 1, 1, device))
+    return min(samples)
+
+
 def time_in_turn(calls: Sequence[Call], device: torch.device, effort: Effort) -> list[Timing]:
     """Times several calls against each other; see the module's text."""
-    first_calls = [_elapsed(call, 0, 1, device) for call in calls]
-    # The first call pays for lazy set-up; a short one is run again to be known.
-    warm = [
-        seconds if seconds > 0.1 else min(_elapsed(call, i, 1, device) for i in range(3))
-        for call, seconds in zip(calls, first_calls, strict=True)
-    ]
+    warm = [_warm_up(call, device, effort.seconds * _WARM_SHARE) for call in calls]
     batch = max(1, round(_SAMPLE_SECONDS / max(min(warm), 1e-7)))
     affordable = effort.seconds / (batch * sum(warm))
     count = int(min(max(effort.least, affordable), effort.most))

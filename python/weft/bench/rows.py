@@ -367,6 +367,18 @@ class CellRow(Row):
         return replace(self, batch=batch)
 
 
+class WithLengths(torch.nn.Module):
+    """A layer of weft on a batch ``[T, B, I]`` whose rows have `lengths` steps."""
+
+    def __init__(self, layer: torch.nn.Module, lengths: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.lengths = lengths
+
+    def forward(self, input: Tensor) -> Any:
+        return self.layer(input, lengths=self.lengths)
+
+
 class Padded(torch.nn.Module):
     """A layer on a batch of sequences of `lengths`, padded to ``[T, B, I]``."""
 
@@ -482,6 +494,25 @@ class PlainRow(VariantRow):
     def weft(self, native: torch.nn.Module) -> torch.nn.Module:
         layer, options = VARIANTS[self.op]
         return layer(self.hidden, self.hidden, dtype=self.dtype, **options)
+
+
+@dataclass(frozen=True)
+class LengthsRow(LayerRow):
+    """A batch half of whose steps are padding, told by `lengths`, against the full one."""
+
+    family = "rnn variants"
+    baseline = "weft's layer on the full batch"
+    padded: bool = True
+
+    @property
+    def shape(self) -> str:
+        return f"{super().shape} against full"
+
+    def native(self) -> torch.nn.Module:
+        return weft.convert(_CLASS[self.op](self.hidden, self.hidden, dtype=self.dtype))
+
+    def weft(self, native: torch.nn.Module) -> torch.nn.Module:
+        return WithLengths(copy.deepcopy(native), self.lengths)
 
 
 def random_tensor(size: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
@@ -623,6 +654,7 @@ _RNN: list[Row] = [
         for kind in (VariantRow, PlainRow)
         for op in VARIANTS
     ),
+    *(LengthsRow(op, _F32, "", False, 100, 32, 512) for op in ("lstm", "gru")),
 ]
 
 # A GPU needs larger problems to be busy, and is asked for the dtypes that it is bought for.

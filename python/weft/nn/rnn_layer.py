@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from weft.rnn_layer import random_mask, rnn_layer
 
@@ -32,6 +32,20 @@ def _check_state(module: torch.nn.RNNBase, hx: Any, batched: bool, count: int) -
         f"For {'batched' if batched else 'unbatched'} {rank}-D input, {name} should also be "
         f"{rank}-D but got {got}"
     )
+
+
+def _packed_rows(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Which of the ``T * B`` rows those of `packed.data` are, and the lengths, longest first.
+
+    One index for all steps: torch's own padding copies step by step, in backward whole tensors.
+    """
+    device, counts = packed.data.device, packed.batch_sizes
+    steps, batch, rows = len(counts), int(counts[0]), len(packed.data)
+    time = torch.arange(steps).repeat_interleave(counts, output_size=rows)
+    before = counts.cumsum(0) - counts
+    row = torch.arange(rows) - before[time]
+    lengths = (counts.unsqueeze(1) > torch.arange(batch)).sum(0)
+    return (time * batch + row).to(device), lengths.to(device)
 
 
 class _Layer(torch.nn.RNNBase):
@@ -167,9 +181,10 @@ class _Layer(torch.nn.RNNBase):
                 raise ValueError(
                     f"{name}: lengths must be None for a PackedSequence, which has its own"
                 )
-            plain = packed._replace(sorted_indices=None, unsorted_indices=None)
-            x, on_cpu = pad_packed_sequence(plain)
-            lengths = on_cpu.to(x.device)
+            rows, lengths = _packed_rows(packed)
+            sizes = (len(packed.batch_sizes), len(lengths), packed.data.size(-1))
+            whole = packed.data.new_zeros((sizes[0] * sizes[1], sizes[2]))
+            x = whole.index_copy(0, rows, packed.data).view(sizes)
             batched = True
         else:
             if input.dim() not in (2, 3):
@@ -203,7 +218,7 @@ class _Layer(torch.nn.RNNBase):
         output, finals = self._directions(x, states, lengths, resets)
 
         if packed is not None:
-            data = pack_padded_sequence(output, on_cpu, enforce_sorted=True).data
+            data = output.flatten(0, 1).index_select(0, rows)
             if packed.unsorted_indices is not None:
                 finals = tuple(state.index_select(1, packed.unsorted_indices) for state in finals)
             return packed._replace(data=data), finals

@@ -31,6 +31,8 @@ struct OuterProduct {
 #endif
   static constexpr int64_t kFewRows = 2;      // of C: panels of kWide vectors
   static constexpr int64_t kSmall = 1 << 16;  // elements of a B that stays in the cache
+  static constexpr int kFewTerms = 4;         // for which C goes row by row
+  static constexpr int64_t kTiny = 1 << 12;   // elements of a B that stays in the first-level cache
 
   const ProductProblem& p;
   const T* a;
@@ -129,10 +131,52 @@ struct OuterProduct {
     rows_of_panel<Vectors>(row, end, column);
   }
 
+  // Rows [row, end) of C as sums of Terms terms, row by row: the gradients of a cell's weights for
+  // a few rows. Bound: the bytes of C. The same bits as tiles.
+  template <int Terms>
+  void rows_of_few(int64_t row, int64_t end) const {
+    const int64_t n = p.n;
+    for (; row < end; ++row) {
+      accumulate_t<T> scale[Terms];
+#pragma GCC unroll 4
+      for (int k = 0; k < Terms; ++k) scale[k] = widen(a[row * p.a_row + k * p.a_column]);
+      const auto vector = [&](int64_t column, auto load, auto store)
+                              __attribute__((always_inline)) {
+                                V sum = {};
+#pragma GCC unroll 4
+                                for (int k = 0; k < Terms; ++k)
+                                  sum += scale[k] * load(b + k * n + column);
+                                if (add) sum += load(add + row * n + column);
+                                store(c + row * n + column, sum);
+                              };
+      int64_t column = 0;
+      for (; column + kLane <= n; column += kLane)
+        vector(
+            column, [](const T* at) __attribute__((always_inline)) { return load_vec(at); },
+            [](T* at, V value) __attribute__((always_inline)) { store_vec(at, value); });
+      const auto left = static_cast<int>(n - column);
+      if (left > 0)
+        vector(
+            column, [=](const T* at) __attribute__((always_inline)) { return load_part(at, left); },
+            [=](T* at, V value) __attribute__((always_inline)) { store_part(at, value, left); });
+    }
+  }
+
+  template <int Terms = kFewTerms>
+  void few_terms(int64_t row, int64_t end) const {
+    if constexpr (Terms > 1) {
+      if (p.k < Terms) return few_terms<Terms - 1>(row, end);
+    }
+    rows_of_few<Terms>(row, end);
+  }
+
   // Threads take runs of (panel, group of rows): where B is large, panels outermost, so that one
   // thread reads a panel for all its groups; else groups, so that rows of C are written in one go.
   // Panels are of nearly equal width.
   void run(const Context& context, int64_t grain) const {
+    if (p.m > kFewRows && p.k > 0 && p.k <= kFewTerms && p.k * p.n <= kTiny)
+      return parallel_for(context, p.m, ceil_div(grain, p.n * p.k + 1),
+                          [&](int64_t begin, int64_t end) { few_terms(begin, end); });
     constexpr int64_t kGroup = 4 * kRows;
     const bool few = p.m <= kFewRows;
     const int64_t most = few ? kWide : kVectors;

@@ -8,6 +8,8 @@
 #include "rnn/rnn_products.h"
 
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace weft::layer {
 
@@ -67,6 +69,12 @@ struct Gradients {
   Pair projected, unprojected;        // the two factors of W_hr's gradient
   Stacked before, before_derivative;  // the state before each step as the product sees it
   Tensor taken;  // which of the T * B rows have a step; undefined where all count
+
+  // Those of `of` [T, B, columns], [n, columns]; gathered once.
+  Tensor rows(const Tensor& of) const;
+
+ private:
+  mutable std::vector<std::pair<Tensor, Tensor>> gathered_;
 };
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);

@@ -8,6 +8,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/where.h>
@@ -73,7 +74,11 @@ Tensor taken_rows(const Arguments& a) {
 }
 
 Tensor gather(const Tensor& rows, const Tensor& taken) {
-  return taken.defined() ? rows.index_select(0, taken) : rows;
+  if (!taken.defined()) return rows;
+  Tensor result = empty_output(rows, {taken.size(0), rows.size(1)});
+  const at::AutoDispatchBelowADInplaceOrView no_graph;
+  at::index_select_out(result, rows, 0, taken);
+  return result;
 }
 
 // True if what a step reads in the accumulation type may lie where it then keeps its gates.
@@ -371,22 +376,30 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
 
 // ---- gradients ---------------------------------------------------------------------------------
 
+Tensor Gradients::rows(const Tensor& of) const {
+  const Tensor all = of.view({of.size(0) * of.size(1), of.size(2)});
+  if (!taken.defined()) return all;
+  for (const auto& [from, rows] : gathered_)
+    if (from.is_same(of)) return rows;
+  return gathered_.emplace_back(of, gather(all, taken)).second;
+}
+
 Tensor wide_product(const Tensor& input, const Tensor& w) {
   return std::get<0>(input_sums(input, w, {}, {}));
 }
 
 Tensor input_gradient(const Gradients& g, const Tensor& of, const Tensor& w_ih) {
   const int64_t rows = of.size(0) * of.size(1);
-  const Tensor found = packed_product(gather(of.view({rows, of.size(2)}), g.taken), w_ih);
+  const Tensor found = packed_product(g.rows(of), w_ih);
   const std::array<int64_t, 3> sizes = {of.size(0), of.size(1), w_ih.size(1)};
   if (!g.taken.defined()) return found.view(sizes);
-  Tensor whole = at::zeros({rows, w_ih.size(1)}, of.options());
-  return whole.index_copy_(0, g.taken, found).view(sizes);
+  Tensor whole = empty_output(of, {rows, w_ih.size(1)});
+  return whole.zero_().index_copy_(0, g.taken, found).view(sizes);
 }
 
 std::array<Tensor, 2> weight_gradients(const Gradients& g, const Tensor& of, const Stacked& first,
                                        const Stacked& second) {
-  const Tensor left = gather(of.view({of.size(0) * of.size(1), of.size(2)}), g.taken);
+  const Tensor left = g.rows(of);
   const auto factor = [&](const Stacked& steps) {
     const auto rows = [](const Tensor& t) {
       return t.defined() && t.numel() > 0 ? t.contiguous().view({t.size(0) * t.size(1), t.size(2)})
@@ -419,7 +432,7 @@ Tensor hidden_weight_gradient(const Arguments& a, const Gradients& g, const Tens
 }
 
 Tensor bias_gradient(const Gradients& g, const Tensor& of) {
-  const Tensor rows = gather(of.view({of.size(0) * of.size(1), of.size(2)}), g.taken);
+  const Tensor rows = g.rows(of);
   return rows.size(0) == 0 ? at::zeros({of.size(2)}, of.options()) : column_sums(rows);
 }
 

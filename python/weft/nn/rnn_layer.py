@@ -182,9 +182,9 @@ class _Layer(torch.nn.RNNBase):
                     f"{name}: lengths must be None for a PackedSequence, which has its own"
                 )
             rows, lengths = _packed_rows(packed)
-            sizes = (len(packed.batch_sizes), len(lengths), packed.data.size(-1))
-            whole = packed.data.new_zeros((sizes[0] * sizes[1], sizes[2]))
-            x = whole.index_copy(0, rows, packed.data).view(sizes)
+            steps, batch, features = len(packed.batch_sizes), len(lengths), packed.data.size(-1)
+            whole = packed.data.new_zeros((steps * batch, features))
+            x = whole.index_copy(0, rows, packed.data).view(steps, batch, features)
             batched = True
         else:
             if input.dim() not in (2, 3):

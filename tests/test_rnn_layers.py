@@ -451,6 +451,15 @@ def test_packed_sequences(cell: str, in_order: bool, device: torch.device) -> No
     torch.testing.assert_close(found[1], found[3])
 
 
+def test_packed_sequences_heed_no_default_device() -> None:
+    packed = pack_padded_sequence(torch.randn(4, 2, 3), torch.tensor([4, 1]))
+    module = weft.nn.GRU(3, 5)
+    expected, _ = module(packed)
+    with torch.device("meta"):
+        found, _ = module(packed, torch.zeros(1, 2, 5, device="cpu"))
+    assert torch.equal(found.data, expected.data)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_dropout(cell: str, device: torch.device) -> None:
     module, native = both_layers(native_layer(cell, 3, 5, num_layers=3, dropout=0.5, device=device))

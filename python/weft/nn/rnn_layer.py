@@ -39,12 +39,13 @@ def _packed_rows(packed: PackedSequence) -> tuple[Tensor, Tensor]:
 
     One index for all steps: torch's own padding copies step by step, in backward whole tensors.
     """
-    device, counts = packed.data.device, packed.batch_sizes
+    counts = packed.batch_sizes  # of each step, on the CPU
     steps, batch, rows = len(counts), int(counts[0]), len(packed.data)
-    time = torch.arange(steps).repeat_interleave(counts, output_size=rows)
-    before = counts.cumsum(0) - counts
-    row = torch.arange(rows) - before[time]
-    lengths = (counts.unsqueeze(1) > torch.arange(batch)).sum(0)
+    each = torch.arange(max(rows, batch, steps), device=counts.device)
+    time = each[:steps].repeat_interleave(counts, output_size=rows)
+    row = each[:rows] - (counts.cumsum(0) - counts)[time]
+    lengths = (counts.unsqueeze(1) > each[:batch]).sum(0)
+    device = packed.data.device
     return (time * batch + row).to(device), lengths.to(device)
 
 

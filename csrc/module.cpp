@@ -4,6 +4,7 @@
 
 #include "conv/conv_ops.h"
 #include "core/kept_memory.h"
+#include "core/rate.h"
 #include "ops_common.h"
 #include "pool/pool_ops.h"
 #include "rnn/rnn_layer_ops.h"
@@ -86,6 +87,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_target", [] { return weft::target_name(weft::cpu_target()); });
   m.def("available_cpu_targets", weft::available_cpu_targets);
   m.def("set_cpu_target", weft::set_cpu_target);
+  m.def(
+      "multiply_adds",
+      [](int64_t rounds) {
+        return weft::rate_kernels_for(weft::cpu_target())
+            ->multiply_adds(rounds, weft::context_for(at::Tensor()));
+      },
+      py::call_guard<py::gil_scoped_release>());
   m.def("set_host_execution", weft::set_host_execution);
   m.def("host_execution", weft::host_execution);
   m.def("set_sm90a_kernels", weft::set_sm90a_kernels);

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import weft
-from weft import facts
+from weft import _C, facts
 from weft.__main__ import main
 from weft.bench import measure as measuring
 from weft.bench import report
@@ -34,6 +34,7 @@ from weft.bench.rows import (
 )
 from weft.bench.steps import VARIANTS
 from weft.bench.unlisted import GENERATORS, unlisted
+from weft.testing import cpu_target
 
 CPU = torch.device("cpu")
 BRIEF = Effort(seconds=0.0, least=3, most=3)
@@ -275,7 +276,18 @@ def test_ceilings_are_measured_once() -> None:
     assert 1e8 < ceilings.bytes_per_second() < 1e13
     assert ceilings.bytes_per_second() == ceilings.bytes_per_second()
     assert 1e8 < ceilings.flops_per_second(torch.float32) < 1e15
-    assert set(ceilings.as_dict()["matmul_flops_per_s"]) == {"float32"}
+    found = ceilings.as_dict()
+    assert set(found["matmul_flops_per_s"]) == {"float32"}
+    # No product is faster; clocks may differ a little between the two.
+    assert found["cpu_multiply_add_flops_per_s"] > 0.8 * found["matmul_flops_per_s"]["float32"]
+
+
+def test_multiply_adds_are_counted() -> None:
+    rounds = 1 << 12
+    with cpu_target("baseline"):
+        one = _C.multiply_adds(rounds)
+        assert _C.multiply_adds(2 * rounds) == 2 * one
+    assert one == 2 * rounds * 12 * 4 * torch.get_num_threads()
 
 
 def test_a_row_that_fails_costs_no_other(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft import facts
+from weft import _C, facts
 from weft.bench.rows import Direction, Row
 
 # The profiler, which counts allocations here, logs every start and stop unless told not to.
@@ -134,6 +134,7 @@ class Ceilings:
         self._device = device
         self._bytes_per_second: float | None = None
         self._flops_per_second: dict[torch.dtype, float] = {}
+        self._multiply_adds_per_second: float | None = None
         self._autograd_seconds: dict[int, float] = {}
 
     def bytes_per_second(self) -> float:
@@ -163,6 +164,18 @@ class Ceilings:
         (timing,) = time_in_turn([lambda _: a @ b], self._device, effort)
         return timing.least
 
+    def multiply_adds_per_second(self) -> float:
+        """Floating-point operations of float32 multiply-adds in registers, on all threads: what no
+        product on the CPU exceeds."""
+        if self._multiply_adds_per_second is None:
+            rounds = 1 << 18
+            operations = _C.multiply_adds(rounds)
+            (timing,) = time_in_turn(
+                [lambda _: _C.multiply_adds(rounds)], torch.device("cpu"), Effort(0.5, 5, 50)
+            )
+            self._multiply_adds_per_second = operations / timing.least
+        return self._multiply_adds_per_second
+
     def autograd_seconds(self, tensors: int) -> float:
         """Of `torch.autograd.grad` through one node of so many tensors, which copies as many
         numbers: what PyTorch's engine takes by itself."""
@@ -184,6 +197,7 @@ class Ceilings:
             "device": str(self._device),
             "copy_bytes_per_s": self.bytes_per_second(),
             "matmul_flops_per_s": flops,
+            "cpu_multiply_add_flops_per_s": self.multiply_adds_per_second(),
             "autograd_s": {str(n): self.autograd_seconds(n) for n in (1, 6, 7)},
         }
 

@@ -69,14 +69,13 @@ def section(run: dict[str, Any], name: str) -> str:
         "| family | geometric mean f | fb | rows below 1.0: f | fb |",
         "|---|---|---|---|---|",
     ]
-    for family in dict.fromkeys(row["family"] for row in run["rows"]):
-        ratios = {
-            d: [r["ratio"] for r in run["rows"] if (r["family"], r["direction"]) == (family, d)]
-            for d in ("f", "fb")
-        }
+    for family, baseline in dict.fromkeys((row["family"], row["baseline"]) for row in run["rows"]):
+        rows = [r for r in run["rows"] if (r["family"], r["baseline"]) == (family, baseline)]
+        ratios = {d: [r["ratio"] for r in rows if r["direction"] == d] for d in ("f", "fb")}
         means = [math.exp(sum(map(math.log, r)) / len(r)) for r in ratios.values()]
         below = [f"{sum(x < 1 for x in r)} of {len(r)}" for r in ratios.values()]
-        lines.append(f"| {family} | {means[0]:.2f} | {means[1]:.2f} | {below[0]} | {below[1]} |")
+        title = family if baseline == "PyTorch" else f"{family}, against {baseline}"
+        lines.append(f"| {title} | {means[0]:.2f} | {means[1]:.2f} | {below[0]} | {below[1]} |")
     return "\n".join(lines) + "\n"
 
 

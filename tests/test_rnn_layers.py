@@ -486,6 +486,22 @@ def test_projection(bias: bool, device: torch.device) -> None:
     )
 
 
+@pytest.mark.parametrize("hidden", [1, 5, 16, 32])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_few_units_over_many_rows(cell: str, hidden: int) -> None:
+    """More rows than are copied at once, and strips of weights' rows that are not whole."""
+    module, native = both_layers(native_layer(cell, hidden, hidden, dtype=torch.float64))
+    x = torch.randn(50, 24, hidden, dtype=torch.float64)
+    for _ in range(10):  # what is written past the work memory breaks malloc's heap
+        found, expected = (
+            torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+            for layer in (module, native)
+        )
+        torch.testing.assert_close(found, expected)
+        single = weft.convert(native_layer(cell, hidden, hidden))
+        torch.autograd.grad(single(x.float())[0].sum(), list(single.parameters()))
+
+
 def test_backward_in_eval_mode(device: torch.device) -> None:
     module = weft.nn.GRU(3, 4, device=device).eval()
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)

@@ -23,7 +23,14 @@ constexpr int64_t kGrain = 1 << 18;
 
 // A strip's numbers, so many that no two strips begin at the same place of a page.
 constexpr int64_t kStripSize = kStrip * kDepth + 16;
-static_assert(kDepth == kGradientRows && kStripSize <= kStrip * (kDepth + 16));
+
+// True if gradient_work holds the strips of any number of columns; it repeats itself in kStrip.
+constexpr bool strips_fit() {
+  for (int64_t m = 1; m <= 64 * kStrip; ++m)
+    if (ceil_div(m, int64_t{kStrip}) * kStripSize > gradient_strip_numbers(m)) return false;
+  return kDepth == kGradientRows;
+}
+static_assert(strips_fit());
 
 // Terms [0, k) of a panel's columns, of which there are `count`; rows of B are `stride` apart.
 template <class Format, class T>

@@ -17,6 +17,7 @@
 #include "core/window.h"
 #include "gemm/gemm.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/panel_cpu.h"
 
 namespace weft::WEFT_TARGET {
 
@@ -140,25 +141,14 @@ struct OuterProduct {
       accumulate_t<T> scale[Terms];
 #pragma GCC unroll 4
       for (int k = 0; k < Terms; ++k) scale[k] = widen(a[row * p.a_row + k * p.a_column]);
-      const auto vector = [&](int64_t column, auto load, auto store)
-                              __attribute__((always_inline)) {
-                                V sum = {};
+      for (int64_t column = 0; column < n; column += kLane) {
+        const int count = n - column < kLane ? static_cast<int>(n - column) : kLane;
+        V sum = {};
 #pragma GCC unroll 4
-                                for (int k = 0; k < Terms; ++k)
-                                  sum += scale[k] * load(b + k * n + column);
-                                if (add) sum += load(add + row * n + column);
-                                store(c + row * n + column, sum);
-                              };
-      int64_t column = 0;
-      for (; column + kLane <= n; column += kLane)
-        vector(
-            column, [](const T* at) __attribute__((always_inline)) { return load_vec(at); },
-            [](T* at, V value) __attribute__((always_inline)) { store_vec(at, value); });
-      const auto left = static_cast<int>(n - column);
-      if (left > 0)
-        vector(
-            column, [=](const T* at) __attribute__((always_inline)) { return load_part(at, left); },
-            [=](T* at, V value) __attribute__((always_inline)) { store_part(at, value, left); });
+        for (int k = 0; k < Terms; ++k) sum += scale[k] * load_columns(b + k * n + column, count);
+        if (add) sum += load_columns(add + row * n + column, count);
+        store_columns(c + row * n + column, sum, count);
+      }
     }
   }
 

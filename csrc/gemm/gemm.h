@@ -53,17 +53,18 @@ struct GradientFactor {
 // Rows of A and B whose copies are made at once, of pairs twice as many.
 inline constexpr int64_t kGradientRows = 512;
 
-// Numbers that the copies of A's `m` columns take, whatever a target's strips are: of at most 16
-// columns and a few more numbers each, the last one of full size as well.
+// The most lanes of a vector, and columns of A in a strip, of any target.
+inline constexpr int64_t kMostLanes = 16;
+
+// Numbers that the copies of A's `m` columns take at most: strips of a few more numbers than their
+// columns have, the last one of full size too.
 constexpr int64_t gradient_strip_numbers(int64_t m) {
-  constexpr int64_t kMost = 16;
-  return (m + kMost - 1) * kGradientRows + m * kMost;
+  return (m + kMostLanes - 1) * kGradientRows + m * kMostLanes;
 }
 
 // Bytes of work memory that serve every target.
 constexpr int64_t gradient_work(const GradientProblem& p, int64_t n_first, int64_t n_second) {
-  constexpr int64_t kMost = 16;  // lanes
-  const auto padded = [](int64_t n) { return (n + kMost - 1) / kMost * kMost; };
+  const auto padded = [](int64_t n) { return (n + kMostLanes - 1) / kMostLanes * kMostLanes; };
   const int64_t columns = padded(n_first) + padded(n_second);
   const int64_t waiting = size_of(p.dtype) < 4 ? padded(p.m) * columns : 0;
   return (2 * columns * kGradientRows + gradient_strip_numbers(p.m) + waiting) *

@@ -28,9 +28,9 @@ constexpr int64_t kStripSize = kStrip * kDepth + 16;
 constexpr bool strips_fit() {
   for (int64_t m = 1; m <= 64 * kStrip; ++m)
     if (ceil_div(m, int64_t{kStrip}) * kStripSize > gradient_strip_numbers(m)) return false;
-  return kDepth == kGradientRows;
+  return true;
 }
-static_assert(strips_fit());
+static_assert(kDepth == kGradientRows && strips_fit());
 
 // Terms [0, k) of a panel's columns, of which there are `count`; rows of B are `stride` apart.
 template <class Format, class T>

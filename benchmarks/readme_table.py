@@ -45,15 +45,14 @@ def _table(rows: list[dict[str, Any]], baseline: str) -> list[str]:
 def section(run: dict[str, Any], name: str) -> str:
     """The table of `run`, the JSON of `python -m weft bench --full`, kept as file `name`."""
     machine, versions, ceilings = run["machine"], run["versions"], run["ceilings"]
-    rate = ceilings.get("cpu_multiply_add_flops_per_s")  # older runs have none
-    multiply_adds = f", multiply-adds in registers {rate / 1e9:.0f}" if rate else ""
     lines = [
         f"{machine['cpu']}, {run['threads']} threads, {machine['instruction_set']}; torch "
         f"{versions['torch']}, Python {versions['python']}, GCC {versions['compiler']}; "
         f"{run['date'][:10]}, commit {versions['commit'][:10]}. Ceilings of the run: copy "
         f"{ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s, float32 product "
-        f"{ceilings['matmul_flops_per_s']['float32'] / 1e9:.0f} GFLOP/s{multiply_adds}. With "
-        f"spreads and memory: [{name}]({name}).",
+        f"{ceilings['matmul_flops_per_s']['float32'] / 1e9:.0f} GFLOP/s, multiply-adds in "
+        f"registers {ceilings['cpu_multiply_add_flops_per_s'] / 1e9:.0f}. With spreads and memory: "
+        f"[{name}]({name}).",
         "",
         "Ratio = baseline's time / weft's, both in turn in a process of the row's own, medians; f",
         "is forward, fb forward and backward.",

@@ -367,18 +367,6 @@ class CellRow(Row):
         return replace(self, batch=batch)
 
 
-class WithLengths(torch.nn.Module):
-    """A layer of weft on a batch ``[T, B, I]`` whose rows have `lengths` steps."""
-
-    def __init__(self, layer: torch.nn.Module, lengths: Tensor) -> None:
-        super().__init__()
-        self.layer = layer
-        self.lengths = lengths
-
-    def forward(self, input: Tensor) -> Any:
-        return self.layer(input, lengths=self.lengths)
-
-
 class Padded(torch.nn.Module):
     """A layer on a batch of sequences of `lengths`, padded to ``[T, B, I]``."""
 
@@ -391,6 +379,13 @@ class Padded(torch.nn.Module):
         packed = pack_padded_sequence(input, self.lengths, enforce_sorted=False)
         output, state = self.layer(packed)
         return pad_packed_sequence(output, total_length=input.size(0))[0], state
+
+
+class WithLengths(Padded):
+    """The same by `lengths` of a layer of weft."""
+
+    def forward(self, input: Tensor) -> Any:
+        return self.layer(input, lengths=self.lengths)
 
 
 @dataclass(frozen=True)

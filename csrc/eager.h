@@ -13,6 +13,9 @@
 //   static constexpr size_t kTensors;    tensors come first among the arguments; None is undefined
 //   static constexpr size_t kOptions;    how many other arguments follow
 //   static constexpr size_t kReturned;   the caller gets that many of the outputs
+//   static constexpr size_t kDifferentiable;  so many have gradients: a double backward reaches
+//   more
+//                                             than the caller gets
 //   bool read(PyObject* const* options); false declines
 //   void attributes(py::dict&) const;    what the Function's `save` leaves on ctx beside tensors
 //   variable_list forward(in, bool keep);  may note in the op what `gradients` needs; what it gives
@@ -155,9 +158,9 @@ PyObject* apply_eagerly(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   if (any) {
     const auto node = eager_node(op, in);
-    for (const at::Tensor& output : outputs) {
-      if (torch::autograd::isDifferentiableType(output.scalar_type())) {
-        torch::autograd::set_history(output, node);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (i < Op::kDifferentiable) {
+        torch::autograd::set_history(outputs[i], node);
       } else {
         node->add_input_metadata(torch::autograd::Node::undefined_input());
       }

@@ -101,6 +101,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("kept_bytes", weft::kept_bytes);
   m.def("release_kept", weft::release_kept);
   PyModule_AddFunctions(m.ptr(), weft::eager_cells());
+  PyModule_AddFunctions(m.ptr(), weft::eager_layers());
   PyModule_AddFunctions(m.ptr(), weft::eager_convolution());
   PyModule_AddFunctions(m.ptr(), weft::eager_pooling());
   m.def("planned_ops", weft::planned_ops);

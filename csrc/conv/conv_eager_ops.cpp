@@ -57,7 +57,7 @@ struct WindowArguments {
 // Of x or gy, the weights and the bias.
 struct ConvOp {
   static constexpr const char* kModule = kConvModule;
-  static constexpr size_t kTensors = 3, kReturned = 1;
+  static constexpr size_t kTensors = 3, kReturned = 1, kDifferentiable = 1;
   using In = std::array<Tensor, kTensors>;
 
   WindowArguments window;

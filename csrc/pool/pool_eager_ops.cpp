@@ -14,7 +14,7 @@ using at::Tensor;
 // What `gradients` and Python's backward need to know of the input and its windows.
 struct Pool {
   static constexpr const char* kModule = "weft.pool_ops";
-  static constexpr size_t kTensors = 1, kReturned = 1;
+  static constexpr size_t kTensors = 1, kReturned = 1, kDifferentiable = 1;
   using In = std::array<Tensor, kTensors>;
 
   PoolRequest request;

@@ -51,7 +51,7 @@ struct Cell {
 
 struct LstmCell : Cell {
   static constexpr const char* kFunction = "LSTMCell";
-  static constexpr size_t kTensors = 7, kReturned = 2;
+  static constexpr size_t kTensors = 7, kReturned = 2, kDifferentiable = 3;
   using In = std::array<Tensor, kTensors>;
 
   variable_list forward(const In& in, bool keep) const {
@@ -83,7 +83,7 @@ struct LstmCell : Cell {
 
 struct GruCell : Cell {
   static constexpr const char* kFunction = "GRUCell";
-  static constexpr size_t kTensors = 6, kReturned = 1;
+  static constexpr size_t kTensors = 6, kReturned = 1, kDifferentiable = 2;
   using In = std::array<Tensor, kTensors>;
 
   variable_list forward(const In& in, bool keep) const {
@@ -107,7 +107,7 @@ struct GruCell : Cell {
 
 struct RnnCell {
   static constexpr const char *kModule = "weft.rnn", *kFunction = "RNNCell";
-  static constexpr size_t kTensors = 6, kOptions = 1, kReturned = 1;
+  static constexpr size_t kTensors = 6, kOptions = 1, kReturned = 1, kDifferentiable = 1;
   using In = std::array<Tensor, kTensors>;
 
   bool relu = false;

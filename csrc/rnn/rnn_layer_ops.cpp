@@ -10,67 +10,23 @@
 #include <tuple>
 
 namespace weft {
-namespace {
 
-using namespace layer;
+// ---- gradients of the tensors ------------------------------------------------------------------
 
-// A fixed number of tensors: torch.vmap cannot take an op that gives a list. What was not asked for
-// is an empty tensor.
-template <int N, class Make>
-auto wanted_tensors(const std::array<bool, N>& wanted, const Tensor& like, const Make& make) {
-  std::array<Tensor, N> found;
-  for (int i = 0; i < N; ++i) found[i] = wanted[i] ? make(i) : at::empty({0}, like.options());
-  return std::tuple_cat(found);
-}
-using Tensors11 = decltype(std::tuple_cat(std::array<Tensor, 11>()));
-using Tensors14 = decltype(std::tuple_cat(std::array<Tensor, 14>()));
+namespace layer {
 
-// ---- forward -----------------------------------------------------------------------------------
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(
-    const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
-    const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-    const OptionalTensor& peephole, const OptionalTensor& w_hr, const OptionalTensor& norm_ih,
-    const OptionalTensor& norm_hh, const OptionalTensor& lengths, const OptionalTensor& resets,
-    const OptionalTensor& dropout, const OptionalTensor& zone_h, const OptionalTensor& zone_c,
-    double zoneout, c10::string_view cell, bool reverse, bool keep) {
-  const Arguments a =
-      arguments_of({input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh},
-                   {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
-  const Outputs r = run_forward(a, keep);
-  return {r.output.value,         r.h_n.value,     r.c_n.value, r.cells.value, r.gates.value,
-          r.input_products.value, r.products.value};
-}
-
-// ---- gradients ---------------------------------------------------------------------------------
-
-// The gradients of (input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh).
-Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                              const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
-                              const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                              const OptionalTensor& peephole, const OptionalTensor& w_hr,
-                              const OptionalTensor& norm_ih, const OptionalTensor& norm_hh,
-                              const Tensor& output, const Tensor& cells, const Tensor& gates,
-                              const Tensor& input_products, const Tensor& products,
-                              const OptionalTensor& lengths, const OptionalTensor& resets,
-                              const OptionalTensor& dropout, const OptionalTensor& zone_h,
-                              const OptionalTensor& zone_c, double zoneout, c10::string_view cell,
-                              bool reverse, std::array<bool, 11> wanted) {
-  const Arguments a =
-      arguments_of({input, h0, c0, w_ih, w_hh, {}, {}, peephole, w_hr, norm_ih, norm_hh},
-                   {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
-  const auto given = [](const OptionalTensor& t) { return t ? t->contiguous() : Tensor(); };
-  const Seeds seeds = {given(grad_output), given(grad_h_n), given(grad_c_n)};
+std::array<Tensor, kLayerTensors> layer_gradients(const Arguments& a, const Seeds& given,
+                                                  const KeptOutputs& outputs,
+                                                  const std::array<bool, kLayerTensors>& wanted) {
+  const auto contiguous = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
+  const Seeds seeds = {contiguous(given.output), contiguous(given.h_n), contiguous(given.c_n)};
   check_seeds(a, seeds);
   Outputs kept;
-  kept.output.value = output.contiguous();
-  kept.cells.value = cells.contiguous(), kept.gates.value = gates.contiguous();
-  kept.input_products.value = input_products.contiguous();
-  kept.products.value = products.contiguous();
+  kept.output.value = contiguous(outputs.output);
+  kept.cells.value = contiguous(outputs.cells), kept.gates.value = contiguous(outputs.gates);
+  kept.input_products.value = contiguous(outputs.input_products);
+  kept.products.value = contiguous(outputs.products);
   const Gradients g = run_backward(a, seeds, kept, wanted[4]);
-  const auto narrowed = [&](const Tensor& t) {
-    return t.to(input.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
-  };
   // Both biases have one gradient, except in the GRU.
   const bool one_sum = g.sums.value.is_same(g.hidden_sums.value);
   // W_ih's and W_hh's are of the same sums where nothing is done to either product alone.
@@ -79,15 +35,16 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
                         g.input_products.value.is_same(g.products.value);
   std::array<Tensor, 2> of_weights;
   if (together) of_weights = weight_gradients(g, g.sums.value, {a.input.value, {}}, g.before);
+  const auto dtype = a.input.value.scalar_type();
   Tensor of_bias;
-  return wanted_tensors<11>(wanted, input, [&](int i) {
+  const auto gradient = [&](size_t i) {
     switch (i) {
       case 0:
         return input_gradient(g, g.input_products.value, a.w_ih.value);
       case 1:
-        return narrowed(g.h.value);
+        return g.h.value.to(dtype);
       case 2:
-        return narrowed(g.c.value);
+        return g.c.value.to(dtype);
       case 3:
         if (together) return of_weights[0];
         return weight_gradient(g, g.input_products.value, {a.input.value, {}});
@@ -109,11 +66,70 @@ Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalT
       default:
         return norm_gradient(a, g, g.norm_hh.value);
     }
-  });
+  };
+  std::array<Tensor, kLayerTensors> found;
+  for (size_t i = 0; i < found.size(); ++i)
+    if (wanted[i]) found[i] = gradient(i);
+  return found;
 }
 
-// ---- gradients of gradients
-// ----------------------------------------------------------------------
+}  // namespace layer
+
+namespace {
+
+using namespace layer;
+
+// A fixed number of tensors: torch.vmap cannot take an op that gives a list. What was not asked for
+// is an empty tensor.
+template <int N, class Make>
+auto wanted_tensors(const std::array<bool, N>& wanted, const Tensor& like, const Make& make) {
+  std::array<Tensor, N> found;
+  for (int i = 0; i < N; ++i) found[i] = wanted[i] ? make(i) : at::empty({0}, like.options());
+  return std::tuple_cat(found);
+}
+using Tensors11 = decltype(std::tuple_cat(std::array<Tensor, kLayerTensors>()));
+using Tensors14 = decltype(std::tuple_cat(std::array<Tensor, 14>()));
+
+// ---- forward -----------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_layer(
+    const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
+    const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+    const OptionalTensor& peephole, const OptionalTensor& w_hr, const OptionalTensor& norm_ih,
+    const OptionalTensor& norm_hh, const OptionalTensor& lengths, const OptionalTensor& resets,
+    const OptionalTensor& dropout, const OptionalTensor& zone_h, const OptionalTensor& zone_c,
+    double zoneout, c10::string_view cell, bool reverse, bool keep) {
+  const Arguments a =
+      arguments_of({input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh},
+                   {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
+  const Outputs r = run_forward(a, keep);
+  return {r.output.value,         r.h_n.value,     r.c_n.value, r.cells.value, r.gates.value,
+          r.input_products.value, r.products.value};
+}
+
+// ---- gradients ---------------------------------------------------------------------------------
+
+Tensors11 rnn_layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                              const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& h0,
+                              const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                              const OptionalTensor& peephole, const OptionalTensor& w_hr,
+                              const OptionalTensor& norm_ih, const OptionalTensor& norm_hh,
+                              const Tensor& output, const Tensor& cells, const Tensor& gates,
+                              const Tensor& input_products, const Tensor& products,
+                              const OptionalTensor& lengths, const OptionalTensor& resets,
+                              const OptionalTensor& dropout, const OptionalTensor& zone_h,
+                              const OptionalTensor& zone_c, double zoneout, c10::string_view cell,
+                              bool reverse, std::array<bool, kLayerTensors> wanted) {
+  const Arguments a =
+      arguments_of({input, h0, c0, w_ih, w_hh, {}, {}, peephole, w_hr, norm_ih, norm_hh},
+                   {lengths, resets, dropout, zone_h, zone_c, zoneout}, cell, reverse);
+  const auto given = [](const OptionalTensor& t) { return t ? *t : Tensor(); };
+  const auto found = layer_gradients(a, {given(grad_output), given(grad_h_n), given(grad_c_n)},
+                                     {output, cells, gates, input_products, products}, wanted);
+  return wanted_tensors<kLayerTensors>(wanted, input, [&](int i) { return found[i]; });
+}
+
+// ---- gradients of gradients --------------------------------------------------------------------
 
 // The gradients of (grad_output, grad_h_n, grad_c_n, input, h0, c0, w_ih, w_hh, b_ih, b_hh,
 // peephole, w_hr, norm_ih, norm_hh) of the sum of products of u with what rnn_layer_gradients

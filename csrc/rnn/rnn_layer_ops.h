@@ -2,6 +2,8 @@
 // or in dual numbers.
 #pragma once
 
+#include <Python.h>
+
 #include "gemm/gemm.h"
 #include "ops_common.h"
 #include "rnn/rnn_layer.h"
@@ -79,6 +81,16 @@ struct Gradients {
 Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& kept,
                        bool need_before);
 
+// What backward is given of forward.
+struct KeptOutputs {
+  Tensor output, cells, gates, input_products, products;
+};
+// The gradients of the tensors of GivenLayer, in their order; undefined where not wanted.
+inline constexpr size_t kLayerTensors = 11;
+std::array<Tensor, kLayerTensors> layer_gradients(const Arguments& a, const Seeds& given,
+                                                  const KeptOutputs& outputs,
+                                                  const std::array<bool, kLayerTensors>& wanted);
+
 // `input` [T, B, I] w^T, in the accumulation type, [T * B, rows of w].
 Tensor wide_product(const Tensor& input, const Tensor& w);
 
@@ -97,3 +109,9 @@ Tensor wide_gradient(const Arguments& a, const Tensor& of);
 Tensor norm_gradient(const Arguments& a, const Gradients& g, const Tensor& of);
 
 }  // namespace weft::layer
+
+namespace weft {
+
+PyMethodDef* eager_layers();
+
+}  // namespace weft

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weft.autograd import Function, autocast_arguments, needs_grad
+from weft import _C
+from weft.autograd import Function, autocast_arguments, eagerly, needs_grad
 from weft.batching import register_rows_rule
 
 _ops = torch.ops.weft
@@ -272,13 +273,14 @@ def rnn_layer(
     h0, c0 = state if len(state) == 2 else (state[0], None)
     zone_h, zone_c = (*zones, None, None)[:2]
     norm_ih, norm_hh = norms or (None, None)
-    *layer, dropout, zone_h, zone_c = autocast_arguments(
-        *(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh),
-        *(dropout, zone_h, zone_c),
-    )
-    args = (*layer, lengths, resets, dropout, zone_h, zone_c, zoneout, cell, reverse)
-    if needs_grad(*layer):
-        output, h_n, c_n, *_ = RNNLayer.apply(*args, recompute)
-    else:
-        output, h_n, c_n, *_ = _rnn_layer(*args, False)
+    layer = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, w_hr, norm_ih, norm_hh)
+    how = (zoneout, cell, reverse)
+    args = (*layer, lengths, resets, dropout, zone_h, zone_c, *how)
+    found = eagerly(_C.rnn_layer, *args, recompute)
+    if found is None:
+        *layer, dropout, zone_h, zone_c = autocast_arguments(*layer, dropout, zone_h, zone_c)
+        args = (*layer, lengths, resets, dropout, zone_h, zone_c, *how)
+        differentiated = needs_grad(*layer)
+        found = RNNLayer.apply(*args, recompute) if differentiated else _rnn_layer(*args, False)
+    output, h_n, c_n, *_ = found
     return output, ((h_n, c_n) if c0 is not None else (h_n,))

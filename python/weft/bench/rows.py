@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils._pytree import tree_leaves
 
 import weft
 from weft.bench.steps import VARIANTS, Steps
@@ -104,7 +103,7 @@ class Row(ABC):
 
     def outputs(self, result: Any) -> tuple[Tensor, ...]:
         """Those results of the module that are differentiated."""
-        return tuple(tree_leaves(result))
+        return result if isinstance(result, tuple) else (result,)
 
     @abstractmethod
     def cost(self, direction: Direction) -> Cost:

@@ -87,10 +87,10 @@ class _Layer(torch.nn.RNNBase):
             if name.startswith("weight_norm_"):
                 torch.nn.init.ones_(parameter)
 
-    def _norms(self, suffix: str) -> tuple[Tensor, Tensor] | None:
-        if not self.layer_norm:
-            return None
-        return getattr(self, f"weight_norm_ih{suffix}"), getattr(self, f"weight_norm_hh{suffix}")
+    def _parameter(self, name: str) -> Any:
+        """The parameter, parametrized or not; an attribute of a module costs as much as a call."""
+        own = self._parameters.get(name)
+        return own if own is not None else getattr(self, name)
 
     def _cell(self) -> str:
         return self.mode.lower()
@@ -98,11 +98,20 @@ class _Layer(torch.nn.RNNBase):
     def _state_size(self) -> int:
         return self.proj_size if self.proj_size > 0 else self.hidden_size
 
-    def _weights(self, index: int) -> list[Any]:
-        """w_ih, w_hh, b_ih, b_hh, w_hr of one layer and direction."""
-        w_ih, w_hh, *rest = self.all_weights[index]
-        biases = rest[:2] if self.bias else [None, None]
-        return [w_ih, w_hh, *biases, rest[-1] if self.proj_size > 0 else None]
+    def _weights(self, suffix: str) -> dict[str, Any]:
+        """The parameters of one layer and direction, as `rnn_layer` names them."""
+        names = {"w_ih": "weight_ih", "w_hh": "weight_hh"}
+        if self.bias:
+            names |= {"b_ih": "bias_ih", "b_hh": "bias_hh"}
+        if self.proj_size > 0:
+            names["w_hr"] = "weight_hr"
+        if getattr(self, "peephole", None) is not None:
+            names["peephole"] = "weight_peephole"
+        weights = {name: self._parameter(start + suffix) for name, start in names.items()}
+        if self.layer_norm:
+            starts = ("weight_norm_ih", "weight_norm_hh")
+            weights["norms"] = tuple([self._parameter(start + suffix) for start in starts])
+        return weights
 
     def own_options(self) -> dict[str, Any]:
         """The options of this layer that torch's does not have."""
@@ -132,11 +141,11 @@ class _Layer(torch.nn.RNNBase):
     def _directions(
         self,
         input: Tensor,
-        states: tuple[Tensor, ...],
+        states: tuple[Any, ...],
         lengths: Tensor | None,
         resets: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers and directions on ``[T, B, I]``; states ``[layers * directions, B, H]``."""
+        """All layers and directions on ``[T, B, I]``; of each a state ``[B, H]``."""
         directions = 2 if self.bidirectional else 1
         finals: list[tuple[Tensor, ...]] = []
         suffixes = self._suffixes()
@@ -144,37 +153,31 @@ class _Layer(torch.nn.RNNBase):
             outputs = []
             for direction in range(directions):
                 index = layer * directions + direction
-                w_ih, w_hh, b_ih, b_hh, w_hr = self._weights(index)
-                suffix = suffixes[index]
+                weights = self._weights(suffixes[index])
                 output, final = rnn_layer(
                     self._cell(),
                     input,
-                    tuple(state[index] for state in states),
-                    w_ih,
-                    w_hh,
-                    b_ih,
-                    b_hh,
+                    tuple([state[index] for state in states]),
                     lengths=lengths,
                     reverse=direction == 1,
-                    peephole=getattr(self, f"weight_peephole{suffix}", None),
-                    w_hr=w_hr,
-                    norms=self._norms(suffix),
                     resets=resets,
                     recompute=self.recompute,
-                    **self._masks(input, w_hh),
+                    **weights,
+                    **self._masks(input, weights["w_hh"]),
                 )
                 outputs.append(output)
                 finals.append(final)
             input = outputs[0] if directions == 1 else torch.cat(outputs, 2)
             if self.dropout > 0 and layer < self.num_layers - 1:
                 input = F.dropout(input, self.dropout, self.training)
-        return input, tuple(torch.stack(parts) for parts in zip(*finals, strict=True))
+        if len(finals) == 1:
+            return input, tuple([final.unsqueeze(0) for final in finals[0]])
+        return input, tuple([torch.stack(parts) for parts in zip(*finals, strict=True)])
 
     def _run(
         self, input: Any, hx: Any, lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
         """torch's contract of `forward`."""
-        self._update_flat_weights()
         name, count = type(self).__name__, self._states
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
@@ -200,12 +203,11 @@ class _Layer(torch.nn.RNNBase):
                 raise ValueError(f"{name}: lengths are for a batched input, got a 2D one")
         if resets is not None:
             resets = self._given_resets(resets, x, packed, batched)
+        layers, batch = self.num_layers * (2 if self.bidirectional else 1), x.size(1)
+        sizes = (self._state_size(), self.hidden_size)[:count]
+        states: tuple[Any, ...]
         if hx is None:
-            layers = self.num_layers * (2 if self.bidirectional else 1)
-            sizes = (self._state_size(), self.hidden_size)[:count]
-            states: tuple[Tensor, ...] = tuple(
-                x.new_zeros(layers, x.size(1), size) for size in sizes
-            )
+            states = tuple([[x.new_zeros(batch, size)] * layers for size in sizes])
         else:
             _check_state(self, hx, batched, count)
             states = tuple(hx) if count == 2 else (hx,)
@@ -213,8 +215,11 @@ class _Layer(torch.nn.RNNBase):
                 states = tuple(state.unsqueeze(1) for state in states)
             if packed is not None and packed.sorted_indices is not None:
                 states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-        hidden: Any = states if count == 2 else states[0]
-        self.check_forward_args(x if not self.batch_first else x.transpose(0, 1), hidden, None)
+        fit = x.dtype == self._parameter("weight_ih_l0").dtype and x.size(2) == self.input_size
+        if hx is not None:
+            fit = fit and [s.shape for s in states] == [(layers, batch, size) for size in sizes]
+        if not fit:
+            self._raise_for_sizes(x, states if hx is not None else None)
 
         output, finals = self._directions(x, states, lengths, resets)
 
@@ -226,6 +231,15 @@ class _Layer(torch.nn.RNNBase):
         if not batched:
             return output.squeeze(1), tuple(state.squeeze(1) for state in finals)
         return output.transpose(0, 1) if self.batch_first else output, finals
+
+    def _raise_for_sizes(self, x: Tensor, states: tuple[Tensor, ...] | None) -> None:
+        """torch's errors. It raises none where autocast will give the input the weights' dtype."""
+        self._update_flat_weights()
+        input = x.transpose(0, 1) if self.batch_first else x
+        self.check_input(input, None)
+        if states is not None:
+            hidden: Any = states if self._states == 2 else states[0]
+            self.check_forward_args(input, hidden, None)
 
     def _given_resets(
         self, resets: Tensor, x: Tensor, packed: PackedSequence | None, batched: bool

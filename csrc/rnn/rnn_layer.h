@@ -107,19 +107,24 @@ struct LayerForward {
   Numbers peephole;  // [3 * H]
   Numbers norm;      // [gates * H]: scale of W_hh h; null: not normalised
   LayerMasks masks;
-  Numbers sums;            // wide [T, B, ...]: W_ih x, normalised; may be the memory of `gates`
-  int64_t sums_row = 0;    // elements from one row of sums to the next
-  NumbersOut output;       // [T, B, S]
-  NumbersOut h_n;          // [B, S]
-  NumbersOut c_n;          // [B, H]; cells with c only
-  NumbersOut cells;        // [T, B, H]; cells with c only; not written if null
-  NumbersOut gates;        // [T, B, kept, H]; not written if null
-  NumbersOut products;     // [T, B, gates * H]: W_hh h before normalisation; not written if null
-  NumbersOut step;         // wide [2, B, gates * H]; work memory of CUDA targets, if normalised
-  NumbersOut states;       // [2, B, S]; work memory of CUDA targets
-  NumbersOut cell_states;  // [2, B, H]; the same, cells with c only
-  NumbersOut inner;        // [2, B, H]; the same, with an inner product only
-  void* flags = nullptr;   // int32 [kSequenceFlags]; work memory of CUDA targets
+  // wide [T, B, ...]: W_ih x, normalised; may be the memory of `gates`. On CPU targets the kernel
+  // normalises: in, nothing.
+  NumbersOut sums;
+  int64_t sums_row = 0;      // elements from one row of sums to the next
+  Numbers input_norm;        // [gates * H]: scale of W_ih x; CPU targets only, as the two below
+  Numbers input_products;    // wide [T, B, gates * H]: W_ih x before; may be `sums`
+  NumbersOut kept_products;  // [T, B, gates * H]: a copy of those; not written if null
+  NumbersOut output;         // [T, B, S]
+  NumbersOut h_n;            // [B, S]
+  NumbersOut c_n;            // [B, H]; cells with c only
+  NumbersOut cells;          // [T, B, H]; cells with c only; not written if null
+  NumbersOut gates;          // [T, B, kept, H]; not written if null
+  NumbersOut products;       // [T, B, gates * H]: W_hh h before normalisation; not written if null
+  NumbersOut step;           // wide [2, B, gates * H]; work memory of CUDA targets, if normalised
+  NumbersOut states;         // [2, B, S]; work memory of CUDA targets
+  NumbersOut cell_states;    // [2, B, H]; the same, cells with c only
+  NumbersOut inner;          // [2, B, H]; the same, with an inner product only
+  void* flags = nullptr;     // int32 [kSequenceFlags]; work memory of CUDA targets
 };
 
 struct LayerBackward {
@@ -140,6 +145,9 @@ struct LayerBackward {
   // What is added to the gradient of `norm`: by each row, [T, B, gates * H]; on CPU targets
   // wide [B, gates * H]: in, zeros; out, the sum over the steps.
   NumbersOut grad_norm;
+  // On CPU targets the same of W_ih x: its scale, its products, the gradients of both.
+  Numbers input_norm, input_products;
+  NumbersOut grad_input_products, grad_input_norm;
   NumbersOut grad_h;          // wide [B, S]: in, of the last state; out, of the first
   NumbersOut grad_c;          // the same of c, [B, H]; cells with c only
   NumbersOut grad_peephole;   // wide [B, 3, H]: in, zeros; out, the sum over the steps
@@ -169,15 +177,13 @@ struct NormBackward {
   Numbers products;
   Numbers scale;  // [gates * H]
   NumbersOut grad_products;
-  // What each run of rows adds to the gradient of `scale`, [ceil(rows / run), gates * H]; wide on
-  // CPU targets. On others a run is one row.
-  NumbersOut grad_scale;
-  int64_t run = 1;
+  NumbersOut grad_scale;  // what each row adds to the gradient of `scale`
 };
 
 struct LayerKernels {
   void (*forward)(const LayerProblem&, const LayerForward&, const Context&);
   void (*backward)(const LayerProblem&, const LayerBackward&, const Context&);
+  // Null on CPU targets.
   void (*normalise)(const LayerProblem&, const NormForward&, const Context&);
   void (*normalise_backward)(const LayerProblem&, const NormBackward&, const Context&);
 };

@@ -168,16 +168,22 @@ __attribute__((noinline)) void step_back(const BackwardOperands<T, Term>& o, con
   }
 }
 
-// The blocks [first, end) of one row's gradients of sums, complete: of the products themselves.
+// The blocks [first, end) of one row's gradients of sums, complete: of the products themselves,
+// the state's and the input's.
 template <class M, class T, class Term>
 __attribute__((noinline)) void normalise_back(const BackwardOperands<T, Term>& o, int64_t time,
                                               int64_t row, int64_t first, int64_t end) {
+  using Acc = accumulate_t<T>;
   const int64_t size = o.p.hidden, width = o.p.gates() * size;
   const int64_t column = first * size, at = (time * o.p.batch + row) * width + column;
   normalise_blocks_back<M, T>(part<T>(o.hidden_sums(), at), part<T>(o.t.products, at),
                               part<T>(o.t.norm, column), size, end - first,
                               shifted<T>(o.t.grad_products, at),
-                              shifted<accumulate_t<T>>(o.t.grad_norm, row * width + column));
+                              shifted<Acc>(o.t.grad_norm, row * width + column));
+  normalise_blocks_back<M, T>(part<T>(o.t.grad_sums, at), part<T>(o.t.input_products, at),
+                              part<T>(o.t.input_norm, column), size, end - first,
+                              shifted<T>(o.t.grad_input_products, at),
+                              shifted<Acc>(o.t.grad_input_norm, row * width + column));
   if constexpr (!BackwardOperands<T, Term>::kWide) {
     each_vector<T>(time, row, false, column, end * size, [&](const At& to) {
       const int64_t from = at + to.unit - column;

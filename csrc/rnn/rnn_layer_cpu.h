@@ -19,8 +19,6 @@ namespace weft::WEFT_TARGET {
 // Defined in a translation unit of their own: they take as long to compile as all others.
 void layer_forward_dual(const LayerProblem& p, const LayerForward& t, const Context& context);
 void layer_backward_dual(const LayerProblem& p, const LayerBackward& t, const Context& context);
-void normalise_rows(const LayerProblem& p, const NormForward& t, const Context& context);
-void normalise_rows_backward(const LayerProblem& p, const NormBackward& t, const Context& context);
 
 namespace {
 

@@ -197,7 +197,8 @@ __attribute__((noinline)) void skip_cell(const ForwardOperands<T, Term>& o, cons
   for (int i = 0; i < Cell::kKept; ++i) store_kept<Cell, M>(o, at, i, typename M::Number{});
 }
 
-// The blocks [first, end) of one row's products, complete; a fresh row has none.
+// The blocks [first, end) of one row's products, complete, the input's and the state's; a fresh row
+// has none of the state.
 template <class M, class T, class Term>
 __attribute__((noinline)) void normalise_products(const ForwardOperands<T, Term>& o, int64_t time,
                                                   int64_t row, int64_t slot, bool fresh, int first,
@@ -209,9 +210,13 @@ __attribute__((noinline)) void normalise_products(const ForwardOperands<T, Term>
     each_part<T>(blocks * size, [&](int64_t at, int count) {
       store_number<M, Acc>(sums, at, typename M::Number{}, count);
     });
-  const int64_t whole = ((time * o.p.batch + row) * o.p.gates() + first) * size;
-  normalise_blocks<M, T>(sums, part<T>(o.t.norm, first * size), size, blocks, sums,
+  const int64_t line = time * o.p.batch + row, column = first * size;
+  const int64_t whole = line * o.p.gates() * size + column;
+  normalise_blocks<M, T>(sums, part<T>(o.t.norm, column), size, blocks, sums,
                          shifted<T>(o.t.products, whole));
+  normalise_blocks<M, T>(part<Acc>(o.t.input_products, whole), part<T>(o.t.input_norm, column),
+                         size, blocks, shifted<Acc>(o.t.sums, line * o.t.sums_row + column),
+                         shifted<T>(o.t.kept_products, whole));
 }
 
 // The same of a thread's share of the rows, all steps of which then `take(slot, count, fresh)`;
@@ -293,9 +298,11 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
           w, w_derivative, o.fed[1 - o.next], fed_row, rows.order.data(), rows.fed, own.begin,
           own.end,
           [&](int64_t row, int64_t unit) __attribute__((always_inline)) {
-            const auto* from = static_cast<const Acc*>(t.sums.value);
+            const Numbers& read = normalised ? t.input_products : Numbers(t.sums);
+            const int64_t line = normalised ? p.gates() * hidden : t.sums_row;
+            const auto* from = static_cast<const Acc*>(read.value);
             for (int g = 0; g < Cell::kGates; ++g) {  // which may begin anywhere in a line
-              const auto* sum = from + o.whole(At{time, row, unit, 0}, t.sums_row) + g * hidden;
+              const auto* sum = from + o.whole(At{time, row, unit, 0}, line) + g * hidden;
               __builtin_prefetch(sum), __builtin_prefetch(sum + P::kLane - 1);
             }
           },

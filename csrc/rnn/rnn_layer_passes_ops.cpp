@@ -21,9 +21,6 @@
 
 namespace weft::layer {
 
-// Rows of the input's products whose gradients of the scale are added up before they are stored.
-constexpr int64_t kNormRun = 64;
-
 namespace {
 
 // ---- pointers ----------------------------------------------------------------------------------
@@ -188,25 +185,31 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   auto [sums, sums_row] = input_sums(a.input.value, a.w_ih.value,
                                      p.dual || normalised ? Tensor() : r.gates.value, taken);
   Pair all_sums = {sums, p.dual ? derivative_sums(a, taken) : Tensor()};
+  const bool on_cpu = on_cpu_kernels(reference(a));
+  Pair normal = all_sums;
+  LayerForward t;
   if (normalised) {
-    // Where the products are not kept, in their place; else in the memory of the gates.
-    const bool fits = on_cpu_kernels(reference(a)) && !p.dual;
-    const bool in_gates = fits && in_gates_memory(reference(a), r.gates.value);
-    const Pair normal = fits && !keep ? all_sums
-                        : in_gates
-                            ? r.gates
-                            : empty_pair(a, {p.steps * p.batch, columns}, sums.scalar_type());
+    const auto dtype = reference(a).scalar_type();
+    const auto as_steps = [&](const Tensor& x) { return x.view({p.steps, p.batch, columns}); };
+    const bool keep_sums = keep && sums.scalar_type() == dtype;
+    if (on_cpu && !p.dual && in_gates_memory(reference(a), r.gates.value)) {
+      normal = r.gates;
+    } else if (!on_cpu || keep_sums) {
+      normal = empty_pair(a, {p.steps * p.batch, columns}, sums.scalar_type());
+    }
     sums_row = normal.value.size(-1);
-    NormForward n;
-    n.rows = p.steps * p.batch, n.end = p.gates();
-    n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
-    n.out = numbers_out(normal), n.out_row = sums_row;
-    if (!normalise_planned(p, true)) kernels.normalise(p, n, context_for(reference(a)));
-    if (keep)
-      r.input_products = each(all_sums, [&](const Tensor& t) {
-        return t.view({p.steps, p.batch, columns}).to(reference(a).scalar_type());
-      });
-    all_sums = normal;
+    if (keep_sums) r.input_products = each(all_sums, as_steps);
+    if (on_cpu) {
+      t.input_norm = numbers(a.norm_ih), t.input_products = numbers(all_sums);
+      if (!keep_sums) t.kept_products = numbers_out(r.input_products);
+    } else {
+      NormForward n;
+      n.rows = p.steps * p.batch, n.end = p.gates();
+      n.products = numbers(all_sums), n.scale = numbers(a.norm_ih);
+      n.out = numbers_out(normal), n.out_row = sums_row;
+      n.kept = keep_sums ? NumbersOut{} : numbers_out(r.input_products);
+      if (!normalise_planned(p, true)) kernels.normalise(p, n, context_for(reference(a)));
+    }
   }
   Pair states, cell_states, inner, step;
   Tensor flags;
@@ -217,13 +220,12 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
     flags = empty_output(reference(a), {kSequenceFlags}, at::kInt);
     if (normalised) step = empty_pair(a, {2, p.batch, columns}, sums.scalar_type());
   }
-  LayerForward t;
   t.h0 = numbers(a.h0), t.c0 = numbers(a.c0);
   t.w_hh = numbers(a.w_hh), t.w_hr = numbers(a.w_hr);
   t.b_ih = numbers(a.b_ih), t.b_hh = numbers(a.b_hh), t.peephole = numbers(a.peephole);
   t.norm = numbers(a.norm_hh);
   t.masks = masks_of(a);
-  t.sums = numbers(all_sums), t.sums_row = sums_row;
+  t.sums = numbers_out(normal), t.sums_row = sums_row;
   t.output = numbers_out(r.output), t.h_n = numbers_out(r.h_n), t.c_n = numbers_out(r.c_n);
   t.cells = numbers_out(r.cells), t.gates = numbers_out(r.gates);
   t.products = numbers_out(r.products), t.step = numbers_out(step);
@@ -304,14 +306,10 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
       *pair = empty_pair(a, {p.steps, p.batch, columns});
   }
   g.taken = taken_rows(a);
-  const bool by_rows = !on_cpu_kernels(reference(a)) || g.taken.defined();
+  const bool on_cpu = on_cpu_kernels(reference(a));
   if (normalised) {
-    const auto dtype = on_cpu_kernels(reference(a)) ? wide : reference(a).scalar_type();
-    const std::array<int64_t, 3> whole = {p.steps, p.batch, columns};
-    g.norm_ih = by_rows ? empty_pair(a, whole, dtype)
-                        : empty_pair(a, {ceil_div(p.steps * p.batch, kNormRun), columns}, dtype);
-    g.norm_hh =
-        on_cpu_kernels(reference(a)) ? seed({}, {p.batch, columns}) : empty_pair(a, whole, dtype);
+    for (Pair* pair : {&g.norm_ih, &g.norm_hh})
+      *pair = on_cpu ? seed({}, {p.batch, columns}) : empty_pair(a, {p.steps, p.batch, columns});
   }
   Pair h_before;
   if (p.steps > 0) {
@@ -355,6 +353,11 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.grad_sums = numbers_out(g.sums);
   if (two_sums) t.grad_hidden_sums = numbers_out(g.hidden_sums);
   if (normalised) t.grad_products = numbers_out(g.products), t.grad_norm = numbers_out(g.norm_hh);
+  if (normalised && on_cpu) {
+    t.input_norm = numbers(a.norm_ih), t.input_products = numbers(kept.input_products);
+    t.grad_input_products = numbers_out(g.input_products);
+    t.grad_input_norm = numbers_out(g.norm_ih);
+  }
   t.grad_h = numbers_out(g.h), t.grad_c = numbers_out(g.c);
   t.grad_peephole = numbers_out(g.peephole);
   t.grad_projected = numbers_out(g.projected), t.unprojected = numbers_out(g.unprojected);
@@ -362,13 +365,12 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   t.partial = numbers_out(partial), t.flags = memory(flags);
   if (!layer_planned(p, LayerPass::backward, true, normalised))
     kernels.backward(p, t, context_for(reference(a)));
-  if (normalised) {
+  if (normalised && !on_cpu) {
     NormBackward n;
     n.rows = p.steps * p.batch, n.end = p.gates();
     n.grad = numbers(g.sums), n.products = numbers(kept.input_products);
     n.scale = numbers(a.norm_ih);
     n.grad_products = numbers_out(g.input_products), n.grad_scale = numbers_out(g.norm_ih);
-    n.run = by_rows ? 1 : kNormRun;
     if (!normalise_planned(p, false)) kernels.normalise_backward(p, n, context_for(reference(a)));
   }
   return g;

@@ -9,8 +9,10 @@
 
 namespace weft {
 
-// Work that is worth a thread of the CPU: multiply-adds of a step; of a cell's product; units.
-inline constexpr int64_t kStepGrain = 1 << 18;
+// Work that is worth a thread of the CPU: multiply-adds of a step, after which threads meet; of a
+// grid's diagonal; of a cell's product; units.
+inline constexpr int64_t kStepGrain = 1 << 15;
+inline constexpr int64_t kDiagonalGrain = 1 << 18;
 inline constexpr int64_t kProductGrain = 1 << 17;
 inline constexpr int64_t kElementGrain = 1 << 13;
 
@@ -29,29 +31,30 @@ struct LayerSplit {
 inline constexpr int64_t kOwnRows = 6, kOwnWeightBytes = 1 << 19;
 inline constexpr int64_t kGateProducts = 200;  // that a unit's gates cost as much as
 inline constexpr int64_t kSequenceGrain = 1 << 20;
-inline constexpr int64_t kRowsOfWeights = 4;
+inline constexpr int64_t kRowsOfWeights = 4;  // whose products cost what loading weights does
 
 // Of at most `available` threads.
 constexpr LayerSplit layer_split(const LayerProblem& p, int64_t available) {
   const int64_t products = layer_step_products(p);
   const int64_t weights = (p.gates() * p.state() + p.projection) * p.hidden;
   const auto at_most = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  // The weights' bytes take as long as products of some rows.
-  const int64_t rows = p.batch < kRowsOfWeights ? kRowsOfWeights : p.batch;
+  const int64_t loads = p.batch > 0 ? products / p.batch * kRowsOfWeights : 0;
+  const int64_t gates = kGateProducts * p.units();
+  const int64_t step = (products > loads ? products : loads) + gates;
   const int64_t by_units =
-      p.batch > 0 ? at_most(available, products / p.batch * rows / kStepGrain) : 0;
-  const int64_t work = p.steps * (products + kGateProducts * p.units());
+      at_most(available, at_most(step / kStepGrain, p.steps * step / kSequenceGrain));
   const int64_t by_rows =
       weights * (p.dtype == DType::f64 ? 8 : 4) > kOwnWeightBytes
           ? 0
-          : at_most(available, at_most(p.batch / kOwnRows, work / kSequenceGrain));
+          : at_most(available,
+                    at_most(p.batch / kOwnRows, p.steps * (products + gates) / kSequenceGrain));
   return by_rows > 1 && by_rows >= by_units ? LayerSplit{by_rows, true}
                                             : LayerSplit{by_units, false};
 }
 // The same of a grid's longest anti-diagonal.
 constexpr int64_t grid_threads(const GridProblem& p) {
   const int64_t sites = p.height < p.width ? p.height : p.width;
-  return sites * p.batch * 2 * kGridGates * p.hidden * p.hidden / kStepGrain;
+  return sites * p.batch * 2 * kGridGates * p.hidden * p.hidden / kDiagonalGrain;
 }
 // Hidden units of a cell's product that are worth a thread.
 constexpr int64_t cell_grain(const CellProblem& p, int64_t gates) {

@@ -9,9 +9,8 @@
 
 namespace weft {
 
-// Work that is worth a thread of the CPU: multiply-adds of a step, after which threads meet; of a
-// grid's diagonal; of a cell's product; units.
-inline constexpr int64_t kStepGrain = 1 << 15;
+// Work that is worth a thread of the CPU: multiply-adds of a grid's diagonal; of a cell's product;
+// units.
 inline constexpr int64_t kDiagonalGrain = 1 << 18;
 inline constexpr int64_t kProductGrain = 1 << 17;
 inline constexpr int64_t kElementGrain = 1 << 13;
@@ -32,6 +31,15 @@ inline constexpr int64_t kOwnRows = 6, kOwnWeightBytes = 1 << 19;
 inline constexpr int64_t kGateProducts = 200;  // that a unit's gates cost as much as
 inline constexpr int64_t kSequenceGrain = 1 << 20;
 inline constexpr int64_t kRowsOfWeights = 4;  // whose products cost what loading weights does
+inline constexpr int64_t kMeeting = 1 << 15;  // multiply-adds that a thread's meeting others costs
+
+// How many threads share `work` multiply-adds between meetings, which cost the more the more meet:
+// another one as long as it spares more than it costs.
+constexpr int64_t meeting_threads(int64_t work, int64_t available) {
+  int64_t threads = 1;
+  while (threads < available && threads * (threads + 1) <= work / kMeeting) ++threads;
+  return threads;
+}
 
 // Of at most `available` threads.
 constexpr LayerSplit layer_split(const LayerProblem& p, int64_t available) {
@@ -42,7 +50,7 @@ constexpr LayerSplit layer_split(const LayerProblem& p, int64_t available) {
   const int64_t gates = kGateProducts * p.units();
   const int64_t step = (products > loads ? products : loads) + gates;
   const int64_t by_units =
-      at_most(available, at_most(step / kStepGrain, p.steps * step / kSequenceGrain));
+      at_most(meeting_threads(step, available), p.steps * step / kSequenceGrain);
   const int64_t by_rows =
       weights * (p.dtype == DType::f64 ? 8 : 4) > kOwnWeightBytes
           ? 0

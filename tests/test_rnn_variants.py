@@ -88,7 +88,11 @@ def test_memory_kept_for_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("size", [(4, 25, 20, 200), (16, 26, 3, 40)], ids=["by units", "by rows"])
+@pytest.mark.parametrize(
+    "size",
+    [(4, 25, 20, 200), (16, 26, 3, 40), (60, 1, 8, 128)],
+    ids=["by units", "by rows", "one row by units"],
+)
 def test_bits_do_not_depend_on_threads(cell: str, size: tuple[int, int, int, int]) -> None:
     options = masks(cell, "all", size, torch.float32, "cpu")
     arguments = problem(cell, size, torch.float32)

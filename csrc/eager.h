@@ -13,9 +13,8 @@
 //   static constexpr size_t kTensors;    tensors come first among the arguments; None is undefined
 //   static constexpr size_t kOptions;    how many other arguments follow
 //   static constexpr size_t kReturned;   the caller gets that many of the outputs
-//   static constexpr size_t kDifferentiable;  so many have gradients: a double backward reaches
-//   more
-//                                             than the caller gets
+//   static constexpr size_t kDifferentiable;  the first so many outputs have gradients, returned
+//                                             or, for a double backward, not
 //   bool read(PyObject* const* options); false declines
 //   void attributes(py::dict&) const;    what the Function's `save` leaves on ctx beside tensors
 //   variable_list forward(in, bool keep);  may note in the op what `gradients` needs; what it gives

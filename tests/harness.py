@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import module_db
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.testing import assert_as_accurate as assert_as_accurate
 from weft.testing import cast as cast
@@ -23,6 +24,18 @@ from weft.testing import check_deterministic as check_deterministic
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = {2: [torch.contiguous_format, torch.channels_last]}
+
+
+class Seen(TorchDispatchMode):
+    """The ops that the dispatcher runs inside, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def op_info(name: str) -> Any:

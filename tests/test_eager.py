@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import weft.functional as W
+from harness import Seen
 from weft import _C, rnn
 
 CELLS = {"lstm": (_C.lstm_cell, rnn.LSTMCell, 4), "gru": (_C.gru_cell, rnn.GRUCell, 3)}
@@ -109,16 +109,6 @@ def test_without_grad_nothing_is_kept() -> None:
     assert not any(t.requires_grad for t in _C.lstm_cell(*arguments("lstm", grad=False)))
     with torch.inference_mode():
         assert _C.lstm_cell(*args)[0].is_inference()
-
-
-class Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("cell", CELLS)

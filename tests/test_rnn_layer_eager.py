@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import weft
 import weft.rnn_layer
+from harness import Seen
 from rnn_cases import CELLS, SIZE, layer, masks, problem
 from weft import _C
 
@@ -125,16 +125,6 @@ def test_without_grad_nothing_is_kept() -> None:
         assert not any(t.requires_grad for t in _C.rnn_layer(*eager_arguments()))
     with torch.inference_mode():
         assert _C.rnn_layer(*eager_arguments())[0].is_inference()
-
-
-class Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 def test_modes_see_ops_forward_and_backward() -> None:

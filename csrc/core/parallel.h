@@ -7,6 +7,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "core/context.h"
@@ -33,19 +34,31 @@ inline void parallel_for(const Context& context, int64_t count, int64_t grain, c
   }
 }
 
+// Where the threads of a team meet. They look at one number until it changes: a step takes
+// microseconds, and OpenMP's own barrier asks the system to wake whoever sleeps, each time. Where
+// cores are fewer than threads, one that has waited long lets others run.
+class Meeting {
+ public:
+  // Returns once `size` threads have called it; what they wrote before is seen after.
+  void wait(int64_t size);
+
+ private:
+  alignas(64) std::atomic<int64_t> arrived_ = 0;
+  alignas(64) std::atomic<int64_t> round_ = 0;
+};
+
 // A member of a team of threads that goes through the same steps together.
 struct Team {
   int64_t member;
   int64_t size;
+  Meeting* meeting = nullptr;  // of a team of one
 
   // This member's part of [0, count).
   int64_t begin(int64_t count) const { return count * member / size; }
   int64_t end(int64_t count) const { return count * (member + 1) / size; }
   // Returns once every member has called it.
   void barrier() const {
-    if (size > 1) {
-#pragma omp barrier
-    }
+    if (size > 1) meeting->wait(size);
   }
 };
 
@@ -57,8 +70,9 @@ inline void parallel_team(const Context& context, int64_t parts, const Body& bod
     body(Team{0, 1});
     return;
   }
+  Meeting meeting;
 #pragma omp parallel num_threads(static_cast<int>(parts))
-  body(Team{omp_get_thread_num(), omp_get_num_threads()});
+  body(Team{omp_get_thread_num(), omp_get_num_threads(), &meeting});
 }
 
 }  // namespace weft

@@ -107,8 +107,8 @@ struct LayerForward {
   Numbers peephole;  // [3 * H]
   Numbers norm;      // [gates * H]: scale of W_hh h; null: not normalised
   LayerMasks masks;
-  // wide [T, B, ...]: W_ih x, normalised; may be the memory of `gates`. On CPU targets the kernel
-  // normalises: in, nothing.
+  // wide [T, B, ...]: W_ih x, normalised if `norm` is given, on CPU targets by the kernel, from
+  // input_products; may be the memory of `gates`.
   NumbersOut sums;
   int64_t sums_row = 0;      // elements from one row of sums to the next
   Numbers input_norm;        // [gates * H]: scale of W_ih x; CPU targets only, as the two below

@@ -223,10 +223,8 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
 
   const LayerSplit split = layer_split(p, context.threads);
   const int64_t most = split.by_rows || split.threads < w.count() ? split.threads : w.count();
-  Meeting meeting;
   parallel_team(context, most, [&](const Team& all) {
     const Team team = split.by_rows ? Team{0, 1} : all;  // those that share rows
-    const auto meet = [&] { meeting.wait(team.size); };
     Rows rows(split.by_rows ? all.begin(p.batch) : 0, split.by_rows ? all.end(p.batch) : p.batch);
     const Part own = Part::of(team, w), own_inner = Part::of(team, v);
     const Part& of_cell = projects ? own_inner : own;
@@ -248,7 +246,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                            store_number<M, T>(t.grad_projected, o.whole(at, size),
                                               typename M::Number{}, at.count);
                          });
-        meet();
+        team.barrier();
       }
       dispatch_cell(p.cell, [&](auto cell) {
         using Cell = decltype(cell);
@@ -269,13 +267,13 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                            skip_back<Cell, M>(o, at);
                          });
       });
-      meet();
+      team.barrier();
       // A thread normalises whole rows.
       const auto normalise = [&](int64_t first, int64_t end) {
         if (t.norm.value == nullptr) return;
         for (int64_t i = team.begin(rows.active); i < team.end(rows.active); ++i)
           normalise_back<M>(o, time, rows.order[i], first, end);
-        meet();
+        team.barrier();
       };
       normalise(resets_before ? 2 : 0, p.gates());
       if (resets_before) {
@@ -285,7 +283,7 @@ void layer_backward(const LayerProblem& p, const LayerBackward& t, const Context
                     each_row<M, Acc>(time, [&](const At& at, const auto& product) {
                       reset_back<GruResetBeforeLayer, M>(o, at, product);
                     }));
-        meet();
+        team.barrier();
         normalise(0, 2);
       }
       multiply<M>(w, w_derivative, o.fed(time), o.fed_row(), rows.order.data(), rows.fed, own.begin,

@@ -13,7 +13,8 @@
 // its factor goes through a buffer, and the step has one barrier more.
 //
 // Normalisation needs the whole of a row's products: these go through a buffer, the threads meet,
-// and each finishes some of the rows, all gates of those that fit into the cache together.
+// and each finishes some of the rows, the input's products with the state's, all gates of those
+// that fit into the cache together.
 //
 // Where the weights stay in a core's own cache and there are rows enough, threads share the rows
 // instead (`layer_split`): each goes through all steps on its own, and none waits for another.

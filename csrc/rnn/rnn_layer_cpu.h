@@ -9,7 +9,6 @@
 #include "core/vec_math.h"
 #include "core/window.h"
 #include "gemm/packed_cpu.h"
-#include "rnn/meeting.h"
 #include "rnn/rnn_layer.h"
 #include "rnn/rnn_layer_cells.h"
 #include "rnn/rnn_plan.h"

@@ -263,10 +263,8 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
 
   const LayerSplit split = layer_split(p, context.threads);
   const int64_t most = split.by_rows || split.threads < w.count() ? split.threads : w.count();
-  Meeting meeting;
   parallel_team(context, most, [&](const Team& all) {
     const Team team = split.by_rows ? Team{0, 1} : all;  // those that share rows
-    const auto meet = [&] { meeting.wait(team.size); };
     ForwardOperands<T, Term> o = {p,
                                   t,
                                   {state.at(), state.at(states)},
@@ -289,7 +287,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
         each_vector<T>(0, row, false, of_state.first_unit, of_state.last_unit, [&](const At& at) {
           store_state<M>(o, at, load_number<M, Acc>(o.h[0], o.state(at), at.count));
         });
-      meet();
+      team.barrier();
     }
     rows.at_time(0, p.batch, {});
     for (int64_t s = 0; s < p.steps; ++s) {
@@ -319,7 +317,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                                      found.template get<M>(i, g, count), count);
           });
       if (normalised) {  // whole rows are needed: a thread takes some of them
-        meet();
+        team.barrier();
         normalise_and_take<M>(
             o, rows, team, time, 0, kGates, [&](int64_t first, int64_t row_count, bool fresh) {
               each_vector<T>(time, 0, fresh, 0, hidden, [&](const At& at) {
@@ -334,7 +332,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
         });
       }
       if (two) {
-        meet();
+        team.barrier();
         multiply<M>(v, v_derivative, o.inner, inner_row, rows.order.data(), rows.active,
                     own_inner.begin, own_inner.end, kNotSoon,
                     [&](const int64_t* some, int64_t row_count, int64_t unit, int count,
@@ -352,7 +350,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
                       }
                     });
         if (Cell::kResetBefore && normalised) {
-          meet();
+          team.barrier();
           normalise_and_take<M>(
               o, rows, team, time, 2, 3, [&](int64_t first, int64_t row_count, bool fresh) {
                 for (int64_t i = first; i < first + row_count; ++i)
@@ -369,7 +367,7 @@ void layer_forward(const LayerProblem& p, const LayerForward& t, const Context& 
         each_vector<T>(time, rows.order[i], false, of_state.first_unit, of_state.last_unit,
                        [&](const At& at) { skip_state<M>(o, at); });
       }
-      meet();
+      team.barrier();
     }
   });
   copy_numbers<Acc, T>(state.at(p.steps % 2 * states), states, t.h_n);

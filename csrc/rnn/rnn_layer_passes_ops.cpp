@@ -192,6 +192,7 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
     const auto dtype = reference(a).scalar_type();
     const auto as_steps = [&](const Tensor& x) { return x.view({p.steps, p.batch, columns}); };
     const bool keep_sums = keep && sums.scalar_type() == dtype;
+    // In the memory of the gates, or of the products themselves, where that is free.
     if (on_cpu && !p.dual && in_gates_memory(reference(a), r.gates.value)) {
       normal = r.gates;
     } else if (!on_cpu || keep_sums) {
@@ -213,7 +214,7 @@ Outputs run_steps(const Arguments& a, bool keep, const Tensor& output) {
   }
   Pair states, cell_states, inner, step;
   Tensor flags;
-  if (!on_cpu_kernels(reference(a))) {
+  if (!on_cpu) {
     states = empty_pair(a, {2, p.batch, p.state()});
     if (p.has_cell()) cell_states = empty_pair(a, {2, p.batch, p.hidden});
     if (p.has_inner()) inner = empty_pair(a, {2, p.batch, p.hidden});
@@ -337,7 +338,7 @@ Gradients run_backward(const Arguments& a, const Seeds& seeds, const Outputs& ke
   if (p.units() == 0 || p.steps == 0) return g;
   Pair direct, inner, partial;
   Tensor flags;
-  if (!on_cpu_kernels(reference(a))) {
+  if (!on_cpu) {
     direct = empty_pair(a, {p.batch, p.state()}, wide);
     if (p.has_inner()) inner = empty_pair(a, {p.batch, p.hidden}, wide);
     if (normalised) partial = empty_pair(a, {4, p.batch, columns}, wide);

@@ -394,19 +394,25 @@ def test_bits_do_not_depend_on_threads(cell: str, shape: Sequence[int]) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_row_does_not_depend_on_its_batch(cell: str) -> None:
-    """Tiles of other shapes add in the same order: equal bits alone and in a batch."""
-    arguments = problem(cell, 6, 37, 45, torch.float32, grad=False)
+@pytest.mark.parametrize("shape", [(6, 37, 45), (14, 301, 256), (13, 256, 277)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("target", _C.available_cpu_targets())
+def test_a_row_does_not_depend_on_its_batch(
+    cell: str, shape: Sequence[int], dtype: torch.dtype, target: str
+) -> None:
+    """Equal bits alone and in a batch: other tiles, and copies of rows, add in the same order."""
+    arguments = problem(cell, *shape, dtype, grad=False)
     state = 2 if cell == "lstm" else 1
     rows, weights = arguments[: 1 + state], arguments[1 + state :]
-    together = WEFT[cell](*rows, *weights)
-    for i in range(6):
-        alone = WEFT[cell](*[r[i : i + 1] for r in rows], *weights)
-        if cell != "lstm":
-            assert torch.equal(alone[0], together[i])
-        else:
-            assert torch.equal(alone[0][0], together[0][i])
-            assert torch.equal(alone[1][0], together[1][i])
+    with weft.testing.cpu_target(target):
+        together = WEFT[cell](*rows, *weights)
+        for i in range(shape[0]):
+            alone = WEFT[cell](*[r[i : i + 1] for r in rows], *weights)
+            if cell != "lstm":
+                assert torch.equal(alone[0], together[i])
+            else:
+                assert torch.equal(alone[0][0], together[0][i])
+                assert torch.equal(alone[1][0], together[1][i])
 
 
 def test_unknown_nonlinearity() -> None:

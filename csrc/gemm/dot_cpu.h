@@ -64,12 +64,40 @@ WEFT_INLINE V fold(const V (&partial)[N]) {
   }
 }
 
+// Terms that dot_rows takes from a row at a time.
+template <bool kPairs, class T>
+inline constexpr int kDotStep = (kPairs ? 2 : 1) * kLanes<T>;
+
+namespace detail {
+
+template <bool kPairs, class T>
+WEFT_INLINE auto load_step(const T* row) {
+  if constexpr (kPairs) {
+    return load_terms(row, kDotStep<true, T>);
+  } else {
+    return load_vec(row);
+  }
+}
+
+// The last `left` of a row's k terms, fewer than a step; zeros in the other lanes.
+template <bool kPairs, class T>
+WEFT_INLINE auto load_last(const T* row, int64_t k, int left) {
+  constexpr int kStep = kDotStep<kPairs, T>;
+  if constexpr (kPairs) {
+    return load_terms(row + k - left, left);
+  } else {  // of the last whole vector, without the lanes that are already in the sum
+    return k >= kStep ? keep_last(load_vec(row + k - kStep), left) : load_part(row, left);
+  }
+}
+
+}  // namespace detail
+
 // sum[m][kColumns.at[r]] += the products of row m of `a` and row r of `b` over k; with kPairs by
 // pairs_cpu.h's dot products.
 template <auto kColumns, bool kPairs, int R, int M, int C, class T, class V>
 WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T* const (&b)[R],
                           int64_t k) {
-  constexpr int kStep = (kPairs ? 2 : 1) * kLanes<T>;
+  constexpr int kStep = kDotStep<kPairs, T>;
   const auto step = [&](auto load) __attribute__((always_inline)) {
     V row[M];
 #pragma GCC unroll 16
@@ -89,24 +117,44 @@ WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T*
   };
   int64_t at = 0;
   for (; at + kStep <= k; at += kStep)
-    step([&](const T* address) __attribute__((always_inline)) {
-      if constexpr (kPairs) {
-        return load_terms(address + at, kStep);
-      } else {
-        return load_vec(address + at);
-      }
-    });
-  const auto left = static_cast<int>(k - at);
-  if (left == 0) return;
-  if constexpr (kPairs) {
-    step([&](const T* address)
-             __attribute__((always_inline)) { return load_terms(address + at, left); });
-  } else if (k >= kStep) {  // the last full vector, without the lanes that are already in the sum
-    step([&](const T* address) __attribute__((always_inline)) {
-      return detail::keep_last(load_vec(address + k - kStep), left);
-    });
-  } else {
-    step([&](const T* address) __attribute__((always_inline)) { return load_part(address, left); });
+    step([&](const T* row)
+             __attribute__((always_inline)) { return detail::load_step<kPairs>(row + at); });
+  if (const auto left = static_cast<int>(k - at); left > 0)
+    step([&](const T* row)
+             __attribute__((always_inline)) { return detail::load_last<kPairs>(row, k, left); });
+}
+
+// ---- rows that lie across vectors --------------------------------------------------------------
+
+// A vector across two cache lines is two accesses: rows that do not begin at a vector are read at
+// up to half the speed. Whether a copy of `rows` [.., k] is read faster.
+template <bool kPairs, class T>
+bool lie_across(const T* rows, int64_t k) {
+  if (kDotStep<kPairs, T> * sizeof(T) != kVectorBytes) return false;  // half a vector at a time
+  return (reinterpret_cast<uintptr_t>(rows) | static_cast<uintptr_t>(k) * sizeof(T)) %
+             kVectorBytes !=
+         0;
+}
+
+// Terms of a row's copy.
+template <bool kPairs, class T>
+int64_t whole_steps(int64_t k) {
+  constexpr int64_t kStep = kDotStep<kPairs, T>;
+  return (k + kStep - 1) / kStep * kStep;
+}
+
+// Copies a row so that dot_rows over its whole steps gives the very same sums.
+template <bool kPairs, class T>
+void copy_steps(const T* row, int64_t k, T* to) {
+  constexpr int64_t kStep = kDotStep<kPairs, T>;
+  if constexpr (kStep * sizeof(T) == kVectorBytes) {
+    const int64_t whole = k / kStep * kStep;
+    const auto store = [](T* at, const auto& vector) {
+      memcpy(static_cast<void*>(at), &vector, kVectorBytes);
+    };
+    for (int64_t i = 0; i < whole; i += kStep) store(to + i, detail::load_step<kPairs>(row + i));
+    if (whole < k)
+      store(to + whole, detail::load_last<kPairs>(row, k, static_cast<int>(k - whole)));
   }
 }
 

@@ -4,11 +4,13 @@
 // has them) with the gates as its epilogue: threads split the hidden units; a thread takes one
 // vector of units at a time, for those the four sums of up to kRowBlock batch rows (a tile at a
 // time, into a scratch that stays in the cache), then the gates, one vector of units per row. The
-// pre-activations never reach memory. Bound: FLOPs for large batches; for one row, the bytes of the
+// pre-activations never reach memory. Rows of a length that is not whole vectors are copied where
+// they are read often (dot_cpu.h). Bound: FLOPs for large batches; for one row, the bytes of the
 // weights, each read once.
 //
 // Backward and double backward are elementwise, one vector of units at a time; bound: bytes.
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/vec_math.h"
 #include "core/window.h"
 #include "gemm/dot_cpu.h"
@@ -27,20 +29,18 @@ constexpr int kTileRows = 3, kTileSums = 8;
 constexpr int kTileRows = 3, kTileSums = 4;
 #endif
 constexpr int64_t kRowBlock = 64;
+constexpr int64_t kCopiedRows = 12, kCopiedSteps = 8;  // from which on copies for dot_rows pay
 
 // ---- forward -----------------------------------------------------------------------------------
 
 template <class T>
 struct Operands {
-  const T *x, *h, *c, *w_ih, *w_hh, *b_ih, *b_hh;
+  const T *h, *c, *b_ih, *b_hh;
   T *h_next, *c_next, *gates;
 
   explicit Operands(const CellForward& t)
-      : x(static_cast<const T*>(t.x)),
-        h(static_cast<const T*>(t.h)),
+      : h(static_cast<const T*>(t.h)),
         c(static_cast<const T*>(t.c)),
-        w_ih(static_cast<const T*>(t.w_ih)),
-        w_hh(static_cast<const T*>(t.w_hh)),
         b_ih(static_cast<const T*>(t.b_ih)),
         b_hh(static_cast<const T*>(t.b_hh)),
         h_next(static_cast<T*>(t.h_next)),
@@ -124,27 +124,66 @@ consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
   return result;
 }
 
-// The sums of `Rows` batch rows from `row` and `Units` hidden units from `unit`, to
-// sums[row][column][unit] with kLanes units a column.
+// The factors of one of a cell's two products, as a thread reads them: rows [B, k], and of the
+// weights [gates * H, k] a tile of at most kTile rows at a time. Where rows of either lie across
+// vectors and there are some to multiply, both are read from copies.
+template <bool kPairs, class T, int kTile>
+class Factors {
+ public:
+  Factors(const void* rows, const void* weights, int64_t batch, int64_t k)
+      : rows_(static_cast<const T*>(rows)),
+        weights_(static_cast<const T*>(weights)),
+        k_(k),
+        terms_(k) {
+    if (batch < kCopiedRows || k < kCopiedSteps * kDotStep<kPairs, T>) return;
+    if (!lie_across<kPairs>(rows_, k) && !lie_across<kPairs>(weights_, k)) return;
+    terms_ = whole_steps<kPairs, T>(k);
+    copies_.resize((kTile + batch) * terms_);
+    T* const copied_rows = copies_.data() + kTile * terms_;
+    for (int64_t i = 0; i < batch; ++i)
+      copy_steps<kPairs>(rows_ + i * k, k, copied_rows + i * terms_);
+    rows_ = copied_rows;
+  }
+
+  const T* row(int64_t i) const { return rows_ + i * terms_; }
+  int64_t terms() const { return terms_; }  // of a row
+  // Tells where the tile's row i is, which is row at(i) of the weights.
+  template <int Rows, class At>
+  WEFT_INLINE void find(const At& at, const T* (&found)[Rows]) {
+    static_assert(Rows <= kTile);
+    for (int i = 0; i < Rows; ++i) {
+      found[i] = weights_ + at(i) * k_;
+      if (copies_.data() == nullptr) continue;
+      T* const copy = copies_.data() + i * terms_;
+      copy_steps<kPairs>(found[i], k_, copy);
+      found[i] = copy;
+    }
+  }
+
+ private:
+  const T *rows_, *weights_;
+  int64_t k_, terms_;
+  Scratch<T> copies_;  // of the tile's weights, then of the rows
+};
+
+template <class Cell, bool kPairs, class T>
+struct Products {
+  Factors<kPairs, T, kTileSums / Cell::kSums * Cell::kGates> input, hidden;
+};
+
+// The sums of `Rows` batch rows from `row`, to sums[row][column][unit] with kLanes units a column.
 template <class Cell, bool kPairs, int Rows, int Units, class T>
-WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t unit,
-                           accumulate_t<T>* sums) {
+WEFT_INLINE void tile_sums(const Products<Cell, kPairs, T>& products, int64_t row,
+                           const T* const (&w_ih)[Units * Cell::kGates],
+                           const T* const (&w_hh)[Units * Cell::kGates], accumulate_t<T>* sums) {
   using V = Vec<accumulate_t<T>>;
   constexpr int kSums = Cell::kSums;
-  constexpr int kRows = Units * Cell::kGates;
   V sum[Rows][Units * kSums] = {};
-  const T* weights[kRows];
-  const auto point = [&](const T* w, int64_t k) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i)
-      weights[i] = w + (i % Cell::kGates * p.hidden + unit + i / Cell::kGates) * k;
-  };
-  point(t.w_ih, p.input);
-  dot_rows<tile_columns<Units, kSums>(Cell::kInputColumn), kPairs>(sum, t.x + row * p.input,
-                                                                   p.input, weights, p.input);
-  point(t.w_hh, p.hidden);
-  dot_rows<tile_columns<Units, kSums>(Cell::kHiddenColumn), kPairs>(sum, t.h + row * p.hidden,
-                                                                    p.hidden, weights, p.hidden);
+  const auto& [input, hidden] = products;
+  dot_rows<tile_columns<Units, kSums>(Cell::kInputColumn), kPairs>(
+      sum, input.row(row), input.terms(), w_ih, input.terms());
+  dot_rows<tile_columns<Units, kSums>(Cell::kHiddenColumn), kPairs>(
+      sum, hidden.row(row), hidden.terms(), w_hh, hidden.terms());
   constexpr int kCount = Rows * Units * kSums;
   constexpr int kFold = kCount % 4 == 0 && kLanes<T> >= 4 ? 4 : kCount % 2 == 0 ? 2 : 1;
 #pragma GCC unroll 32
@@ -162,23 +201,49 @@ WEFT_INLINE void tile_sums(const CellProblem& p, const Operands<T>& t, int64_t r
   }
 }
 
+// The sums of some batch rows and of `Units` hidden units from `unit`.
 template <class Cell, bool kPairs, int Units, class T>
-void unit_sums(const CellProblem& p, const Operands<T>& t, int64_t row, int64_t rows, int64_t unit,
-               accumulate_t<T>* sums) {
-  constexpr int kRowSums = Cell::kSums * kLanes<T>;
+void unit_sums(const CellProblem& p, Products<Cell, kPairs, T>& products, int64_t row, int64_t rows,
+               int64_t unit, accumulate_t<T>* sums) {
+  constexpr int kTile = Units * Cell::kGates, kRowSums = Cell::kSums * kLanes<T>;
+  const auto at = [&](int i) __attribute__((always_inline)) {
+    return i % Cell::kGates * p.hidden + unit + i / Cell::kGates;
+  };
+  const T *w_ih[kTile], *w_hh[kTile];
+  products.input.find(at, w_ih);
+  products.hidden.find(at, w_hh);
   int64_t m = 0;
   for (; m + kTileRows <= rows; m += kTileRows)
-    tile_sums<Cell, kPairs, kTileRows, Units>(p, t, row + m, unit, sums + m * kRowSums);
+    tile_sums<Cell, kPairs, kTileRows, Units>(products, row + m, w_ih, w_hh, sums + m * kRowSums);
   for (; m + 2 <= rows; m += 2)
-    tile_sums<Cell, kPairs, 2, Units>(p, t, row + m, unit, sums + m * kRowSums);
-  for (; m < rows; ++m) tile_sums<Cell, kPairs, 1, Units>(p, t, row + m, unit, sums + m * kRowSums);
+    tile_sums<Cell, kPairs, 2, Units>(products, row + m, w_ih, w_hh, sums + m * kRowSums);
+  for (; m < rows; ++m)
+    tile_sums<Cell, kPairs, 1, Units>(products, row + m, w_ih, w_hh, sums + m * kRowSums);
+}
+
+// The same of the units from `unit` to `end`, at most a vector of them, by tiles of `Units` and
+// what is left by smaller ones.
+template <class Cell, bool kPairs, int Units, class T>
+void vector_sums(const CellProblem& p, Products<Cell, kPairs, T>& products, int64_t row,
+                 int64_t rows, int64_t unit, int64_t end, accumulate_t<T>* sums) {
+  for (; unit + Units <= end; unit += Units, sums += Units)
+    unit_sums<Cell, kPairs, Units>(p, products, row, rows, unit, sums);
+  if constexpr (Units > 1)
+    vector_sums<Cell, kPairs, Units / 2>(p, products, row, rows, unit, end, sums);
 }
 
 template <class Cell, bool kPairs, class T>
-void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& context) {
+void cell_forward(const CellProblem& p, const CellForward& tensors, const Context& context) {
   using V = Vec<accumulate_t<T>>;
   constexpr int kUnits = kLanes<T>, kSums = Cell::kSums, kTileUnits = kTileSums / kSums;
-  parallel_for(context, p.hidden, cell_grain(p, Cell::kGates), [&](int64_t begin, int64_t end) {
+  const Operands<T> t(tensors);
+  const int64_t tiles = ceil_div(p.hidden, kTileUnits);
+  const int64_t grain = ceil_div(cell_grain(p, Cell::kGates), kTileUnits);
+  parallel_for(context, tiles, grain, [&](int64_t first_tile, int64_t end_tile) {
+    const int64_t begin = first_tile * kTileUnits;
+    const int64_t end = std::min(end_tile * kTileUnits, p.hidden);
+    Products<Cell, kPairs, T> products = {{tensors.x, tensors.w_ih, p.batch, p.input},
+                                          {tensors.h, tensors.w_hh, p.batch, p.hidden}};
     alignas(kVectorBytes) accumulate_t<T> sums[kRowBlock * kSums * kUnits];
     for (int64_t unit = begin; unit < end; unit += kUnits) {
       const auto count = static_cast<int>(end - unit < kUnits ? end - unit : kUnits);
@@ -189,10 +254,7 @@ void cell_forward(const CellProblem& p, const Operands<T>& t, const Context& con
       }
       for (int64_t row = 0; row < p.batch; row += kRowBlock) {
         const int64_t rows = p.batch - row < kRowBlock ? p.batch - row : kRowBlock;
-        int u = 0;
-        for (; u + kTileUnits <= count; u += kTileUnits)
-          unit_sums<Cell, kPairs, kTileUnits>(p, t, row, rows, unit + u, sums + u);
-        for (; u < count; ++u) unit_sums<Cell, kPairs, 1>(p, t, row, rows, unit + u, sums + u);
+        vector_sums<Cell, kPairs, kTileUnits>(p, products, row, rows, unit, unit + count, sums);
         for (int64_t m = 0; m < rows; ++m) {
           V sum[kSums];
 #pragma GCC unroll 4
@@ -211,9 +273,9 @@ void launch_cell(const CellProblem& p, const CellForward& t, const Context& cont
     using T = typename decltype(tag)::type;
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, bf16>)
-      if (has_pairs()) return cell_forward<Cell, true>(p, Operands<T>(t), context);
+      if (has_pairs()) return cell_forward<Cell, true, T>(p, t, context);
 #endif
-    cell_forward<Cell, false>(p, Operands<T>(t), context);
+    cell_forward<Cell, false, T>(p, t, context);
   });
 }
 

@@ -139,6 +139,19 @@ def recurrence(r: random.Random, guard: Guarded, dtype: torch.dtype) -> None:
     torch.autograd.grad(out, [guarded, *weights], guard(torch.ones_like(out)))
 
 
+def cells(r: random.Random, guard: Guarded, dtype: torch.dtype) -> None:
+    batch = r.choice([1, 2, 3, 5, 12, 13, 30, 70])
+    inputs, hidden = (r.choice([1, 3, 5, 16, 17, 33, 64, 70, 131, 257, 300]) for _ in range(2))
+    cell, states, gates = r.choice([(lstm_cell, 2, 4), (F.gru_cell, 1, 3), (F.rnn_cell, 1, 1)])
+    sizes = [(batch, inputs), *[(batch, hidden)] * states]
+    sizes += [(gates * hidden, inputs), (gates * hidden, hidden), *[(gates * hidden,)] * 2]
+    forward_and_backward(guard, cell, [torch.randn(size).to(dtype) for size in sizes])
+
+
+def lstm_cell(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> Tensor:
+    return torch.cat(F.lstm_cell(x, (h, c), *weights))
+
+
 def read_too_far(r: random.Random, guard: Guarded, dtype: torch.dtype) -> None:
     """What every other family must never do."""
     tensor = guard(torch.zeros(r.randint(1, 5000), dtype=dtype))
@@ -146,7 +159,7 @@ def read_too_far(r: random.Random, guard: Guarded, dtype: torch.dtype) -> None:
     ctypes.string_at(end, 1)
 
 
-FAMILIES = {f.__name__: f for f in (convolution, pooling, recurrence, read_too_far)}
+FAMILIES = {f.__name__: f for f in (convolution, pooling, recurrence, cells, read_too_far)}
 
 
 def main(family: str, seed: int, count: int) -> None:

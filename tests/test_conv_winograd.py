@@ -1,9 +1,10 @@
-"""Float32 3x3 windows by Winograd's tiles: values, bits, and values that are not finite."""
+"""Windows of 3x3 by Winograd's tiles: values, bits, and values that are not finite."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from weft.testing import cpu_target
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 LAST_OR_NOT = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "last"])
+FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 # Input size, output channels, window.
 CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
@@ -35,14 +37,16 @@ CASES: dict[str, tuple[tuple[int, ...], int, dict[str, Any]]] = {
 }
 
 
-def arguments(case: str, last: bool) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+def arguments(
+    case: str, last: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     size, k, options = CASES[case]
     rank = len(size) - 2
-    x = torch.randn(size)
-    w = torch.randn(k, size[1] // options.get("groups", 1), *[3] * rank)
+    x = torch.randn(size, dtype=dtype)
+    w = torch.randn(k, size[1] // options.get("groups", 1), *[3] * rank, dtype=dtype)
     if last:
         x, w = (t.contiguous(memory_format=LAST[rank + 2]) for t in (x, w))
-    return x, w, torch.randn(k), options
+    return x, w, torch.randn(k, dtype=dtype), options
 
 
 def conv(x: Tensor, module: Any = W) -> Any:
@@ -66,11 +70,51 @@ def test_as_accurate_as_native(case: str, last: bool) -> None:
     )
 
 
+def long_double(t: Tensor) -> Any:
+    return t.detach().numpy().astype(np.longdouble)
+
+
+def columns(maps: Tensor) -> Any:
+    """[N, channels, 9, positions]: what each place of a window reads, with padding of one."""
+    n, c, h, w = maps.shape
+    wide = np.pad(long_double(maps), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    places = [wide[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return np.stack(places, 2).reshape(n, c, 9, h * w)
+
+
+@LAST_OR_NOT
+@pytest.mark.parametrize("case", ["even", "odd", "many_channels"])
+def test_doubles_are_as_accurate_as_native(case: str, last: bool) -> None:
+    """Against sums in long double; PyTorch's own errors are of the size of those looked for."""
+    x, w, _, options = arguments(case, last, torch.float64)
+    x.requires_grad_()
+    w.requires_grad_()
+    assert paths(lambda *t: W.conv2d(*t, None, **options), x, w) == ["winograd"] * 3
+    seed = torch.randn_like(W.conv2d(x, w, None, **options))
+    of_x, of_seed, window = columns(x), columns(seed), long_double(w).reshape(*w.shape[:2], 9)
+    flat = long_double(seed).reshape(*seed.shape[:2], -1)
+    exact = [
+        np.einsum("kcp,ncpi->nki", window, of_x),
+        np.einsum("kcp,nkpi->nci", window[:, :, ::-1], of_seed),
+        np.einsum("nki,ncpi->kcp", flat, of_x),
+    ]
+
+    def errors(module: Any) -> list[float]:
+        y = module.conv2d(x, w, None, **options)
+        found = (y, *torch.autograd.grad(y, (x, w), seed))
+        pairs = zip(found, exact, strict=True)
+        return [float(abs(long_double(t).reshape(e.shape) - e).max()) for t, e in pairs]
+
+    for own, native in zip(errors(W), errors(F), strict=True):
+        assert own <= 1.5 * native
+
+
+@FLOATS
 @LAST_OR_NOT
 @pytest.mark.parametrize("target", _C.available_cpu_targets())
 @pytest.mark.parametrize("case", CASES)
-def test_small_integers_are_exact(case: str, target: str, last: bool) -> None:
-    like, weight, bias, options = arguments(case, last)
+def test_small_integers_are_exact(case: str, target: str, last: bool, dtype: torch.dtype) -> None:
+    like, weight, bias, options = arguments(case, last, dtype)
     x, w, b = (torch.randint_like(t, -3, 4).requires_grad_() for t in (like, weight, bias))
     doubles = [t.detach().double().requires_grad_() for t in (x, w)]
     expected = conv(x, F)(*doubles, b.double(), **options)
@@ -78,7 +122,7 @@ def test_small_integers_are_exact(case: str, target: str, last: bool) -> None:
     exact = torch.autograd.grad(expected, doubles, seed)
     with cpu_target(target):
         actual = conv(x)(x, w, b, **options)
-        gradients = torch.autograd.grad(actual, (x, w), seed.float())
+        gradients = torch.autograd.grad(actual, (x, w), seed.to(dtype))
     assert torch.equal(actual.double(), expected)
     for got, want in zip(gradients, exact, strict=True):
         assert torch.equal(got.double(), want)
@@ -107,10 +151,13 @@ def test_unbatched_sliced_and_expanded(last: bool) -> None:
         )
 
 
+@FLOATS
 @LAST_OR_NOT
 @pytest.mark.parametrize("case", ["odd", "many_channels", "volume"])
-def test_bits_do_not_depend_on_threads_or_on_the_batch(case: str, last: bool) -> None:
-    x, w, b, options = arguments(case, last)
+def test_bits_do_not_depend_on_threads_or_on_the_batch(
+    case: str, last: bool, dtype: torch.dtype
+) -> None:
+    x, w, b, options = arguments(case, last, dtype)
     x = torch.cat([x, torch.randn_like(x)])
     x = x.contiguous(memory_format=LAST[x.dim()]) if last else x
     x.requires_grad_()
@@ -173,6 +220,21 @@ def test_a_value_reaches_the_outputs_that_read_it_and_no_other(value: float, las
 
 
 @LAST_OR_NOT
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.2e308])
+def test_doubles_that_are_not_finite(value: float, last: bool) -> None:
+    x, w, _, options = arguments("odd", last, torch.float64)
+    w.requires_grad_()
+    x[1, 3, 5, 6] = x[1, 3, 5, 7] = value
+    seed = torch.randn_like(W.conv2d(x, w, **options)) / 100
+    found, native = (
+        (y, *torch.autograd.grad(y, w, seed))
+        for module in (W, F)
+        for y in (module.conv2d(x, w / 100, **options),)
+    )
+    torch.testing.assert_close(found, native, equal_nan=True)
+
+
+@LAST_OR_NOT
 def test_weights_that_are_not_finite(last: bool) -> None:
     x, w, _, options = arguments("odd", last)
     x /= 1000
@@ -224,7 +286,8 @@ def test_what_takes_another_way(target: str) -> None:
 
     size, real = (8, 64, 28, 28), torch.float32
     assert path(size, 64, real, padding=1) == {"winograd"}
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+    assert path(size, 64, torch.float64, padding=1) == {"winograd"}
+    for dtype in (torch.bfloat16, torch.float16):
         assert path(size, 64, dtype, padding=1) == {"product"}
     for other in ({"stride": 2}, {"dilation": 2}, {"window": 5}, {"window": 1}, {"groups": 8}):
         assert "winograd" not in path(size, 64, real, **other)

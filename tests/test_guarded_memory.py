@@ -18,7 +18,7 @@ def run(family: str, seed: int, count: int) -> "subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.parametrize("family", ["convolution", "pooling", "recurrence"])
+@pytest.mark.parametrize("family", ["convolution", "pooling", "recurrence", "cells"])
 def test_random_problems_between_pages_without_access(family):
     said = run(family, seed=5, count=240)
     assert said.returncode == 0, said.stderr

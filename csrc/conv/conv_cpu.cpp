@@ -1,16 +1,15 @@
 // Convolution on CPU: the kernel of the path that conv_plan.h chooses.
 //
 // fprop and dgrad are a tile product of pixels (conv_product.h), which reads and writes both
-// layouts, in float32 of 3x3 windows one of Winograd's tiles (conv_winograd.h); wgrad goes pixel by
-// pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies (conv_layout_wgrad.h).
-// Contiguous ones of windows of one place are products along the positions (conv_flat.h), whose
-// gradients may come at once (conv_flat_backward.h).
-// Contiguous ones of few input channels are copied for each column of the window (conv_columns.h),
-// fprop in float32 with fewer products where that pays (conv_column_tiles.h).
-// Others of few channels stay flat planes (conv_planes.h), and channels-last ones of very
-// few are copied to such (conv_planes_last.h). Depthwise ones have kernels of their own:
-// conv_rows.h and, channels-last, conv_depthwise.h; all their gradients at once are
-// conv_rows_backward.h and conv_depthwise_backward.h.
+// layouts, in float32 and float64 of 3x3 windows one of Winograd's tiles (conv_winograd.h); wgrad
+// goes pixel by pixel (conv_pixels_wgrad.h), contiguous tensors by way of copies
+// (conv_layout_wgrad.h). Contiguous ones of windows of one place are products along the positions
+// (conv_flat.h), whose gradients may come at once (conv_flat_backward.h). Contiguous ones of few
+// input channels are copied for each column of the window (conv_columns.h), fprop in float32 with
+// fewer products where that pays (conv_column_tiles.h). Others of few channels stay flat planes
+// (conv_planes.h), and channels-last ones of very few are copied to such (conv_planes_last.h).
+// Depthwise ones have kernels of their own: conv_rows.h and, channels-last, conv_depthwise.h; all
+// their gradients at once are conv_rows_backward.h and conv_depthwise_backward.h.
 #include "conv/conv_cpu.h"
 #include "conv/conv_bias_grad.h"
 #include "conv/conv_plan.h"

@@ -1,5 +1,5 @@
-// fprop and dgrad of stride-1 3x3 windows in float32 on CPU by Winograd's F(2x2, 3x3): four outputs
-// of sixteen products a channel instead of thirty-six.
+// fprop and dgrad of stride-1 3x3 windows in float32 and float64 on CPU by Winograd's F(2x2, 3x3):
+// four outputs of sixteen products a channel instead of thirty-six.
 //
 // Weights are transformed once per call into sixteen matrices, one for each point of a tile, packed
 // as the tile product reads them (gemm/packed_cpu.h); those of 128 output channels at a time, which
@@ -38,10 +38,11 @@ namespace {
 
 // Transformed weights of some panels of each group, a panel [point, term, lane] after another;
 // terms are slices of the window and source channels.
-inline void transform_weights(const ConvProblem& p, const Gather& g, const PanelLayout& layout,
-                              const Range& some, const float* weights, const float* bias,
-                              float* out, WeightPanel<float>* panels, const Context& context) {
-  constexpr int64_t kLane = kLanes<float>, kSquare = 9;
+template <class T>
+void transform_weights(const ConvProblem& p, const Gather& g, const PanelLayout& layout,
+                       const Range& some, const T* weights, const T* bias, T* out,
+                       WeightPanel<T>* panels, const Context& context) {
+  constexpr int64_t kLane = kLanes<T>, kSquare = 9;
   const int64_t places = p.window_elements(), filter = places * p.c;
   const int64_t channels = g.src_channels, panel_terms = layout.terms();
   Scratch<int64_t> packed_place(places);  // an input gradient's windows are turned round
@@ -64,15 +65,15 @@ inline void transform_weights(const ConvProblem& p, const Gather& g, const Panel
   }
   // A task is a vector of a panel.
   parallel_for(context, layout.groups * some_vectors, 1, [&](int64_t begin, int64_t end) {
-    Scratch<float> packed(places * channels * kLane);
+    Scratch<T> packed(places * channels * kLane);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t group = i / some_vectors, vector = first_vector + i % some_vectors;
       int64_t panel = some.begin;
       while (layout.begin(panel + 1) <= vector) ++panel;
       const int64_t first = layout.begin(panel), vectors = layout.begin(panel + 1) - first;
-      float* const to = panel_at(group, first) + (vector - first) * kLane;
+      T* const to = panel_at(group, first) + (vector - first) * kLane;
       const int64_t column = vector * kLane, left = g.dst_channels - column;
-      const float* const of_group = weights + group * p.k * filter;
+      const T* const of_group = weights + group * p.k * filter;
       if (p.channels_last) {
         const int64_t term_step = g.transposed ? filter : 1;
         const int64_t column_step = g.transposed ? 1 : filter;
@@ -92,9 +93,10 @@ inline void transform_weights(const ConvProblem& p, const Gather& g, const Panel
 }
 
 // What a thread holds of a block of tiles.
+template <class T>
 class WinogradBlock {
  public:
-  WinogradBlock(const ConvProblem& p, const Gather& g, int64_t tiles, const float* src, float* dst)
+  WinogradBlock(const ConvProblem& p, const Gather& g, int64_t tiles, const T* src, T* dst)
       : g_(g),
         taps_(p.window[0].size),
         tile_(round_up(g.src_channels, kLane)),
@@ -113,7 +115,7 @@ class WinogradBlock {
   // Tiles [begin, end) of all images in destination slices [slice, last) for some panels; notes in
   // `failed` which images have a sum that is not finite.
   void run(const WinogradCut& cut, int64_t begin, int64_t end, int64_t slice, int64_t last,
-           const WeightPanel<float>* panels, int64_t panel_count, uint8_t* failed) {
+           const WeightPanel<T>* panels, int64_t panel_count, uint8_t* failed) {
     const int64_t run_count = list_tile_runs(cut, begin, end, runs_.data());
     const int64_t lead = map_.lead[0];
     int64_t next = most(slice - lead, 0);  // the slice of the source to read
@@ -124,7 +126,7 @@ class WinogradBlock {
           reader_.read(runs_[i], panels->group * g_.src_channels, g_.src_channels, next,
                        slot(next));
       for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-        const float* const from = slot(slice - lead + tap).data;
+        const T* const from = slot(slice - lead + tap).data;
         for (int64_t t = 0; t < end - begin; ++t) table_[tap * most_tiles_ + t] = from + t * tile_;
       }
       for (int64_t i = 0; i < panel_count; ++i) {
@@ -140,34 +142,34 @@ class WinogradBlock {
   }
 
  private:
-  static constexpr int64_t kLane = kLanes<float>;
+  static constexpr int64_t kLane = kLanes<T>;
   static constexpr int64_t kSumTile = kPanelVectors * kLane;
   static constexpr int64_t kDepth = 128;  // channels whose products are summed at a time
 
   // Slices of the source take turns.
-  TransformedTiles slot(int64_t slice) {
+  TransformedTiles<T> slot(int64_t slice) {
     return {transformed_.data() + slice % taps_ * winograd::kPoints * point_, tile_, point_};
   }
 
   // The sums of all points of the block's tiles, for one panel.
-  void add_up(const WeightPanel<float>& panel, const Range& taps, int64_t tiles) {
+  void add_up(const WeightPanel<T>& panel, const Range& taps, int64_t tiles) {
     const int64_t channels = g_.src_channels, width = panel.vectors * kLane;
     const int64_t parts = ceil_div(channels, kDepth);
     for (int64_t point = 0; point < winograd::kPoints; ++point) {
-      float* const sums = sums_.data() + point * sum_point_;
-      const float* const weights = panel.weights + point * taps_ * channels * width;
+      T* const sums = sums_.data() + point * sum_point_;
+      const T* const weights = panel.weights + point * taps_ * channels * width;
       for (int64_t t = 0; t < tiles; ++t) ways_[t] = sums + t * kSumTile;
-      if (taps.begin >= taps.end) fill(sums, tiles * kSumTile, 0.0f);
+      if (taps.begin >= taps.end) fill(sums, tiles * kSumTile, T{});
       bool add = false;
       for (int64_t tap = taps.begin; tap < taps.end; ++tap)
         for (int64_t part = 0; part < parts; ++part, add = true) {
           const int64_t first = channels * part / parts, last = channels * (part + 1) / parts;
-          const float* const from = weights + (tap * channels + first) * width;
-          const PackedBatch<float> batch{
+          const T* const from = weights + (tap * channels + first) * width;
+          const PackedBatch<T> batch{
               table_.data() + tap * most_tiles_, 0, &from, 1, point * point_ + first, last - first};
           with_count<kPanelVectors>(panel.vectors, [&](auto vectors) {
             packed_batch<decltype(vectors)::value, false, true>(batch, tiles,
-                                                                JoinSums<float>{add, ways_.data()});
+                                                                JoinSums<T>{add, ways_.data()});
           });
         }
     }
@@ -175,28 +177,28 @@ class WinogradBlock {
 
   const Gather& g_;
   int64_t taps_, tile_, point_, sum_point_;
-  TileMap map_;
-  TileReader<4> reader_;
-  TileWriter writer_;
-  Scratch<float> transformed_, sums_;
+  TileMap<T> map_;
+  TileReader<T, 4> reader_;
+  TileWriter<T> writer_;
+  Scratch<T> transformed_, sums_;
   Scratch<TileRun> runs_;
-  Scratch<const float*> table_;  // [slice of the window, tile]
-  Scratch<float*> ways_;
+  Scratch<const T*> table_;  // [slice of the window, tile]
+  Scratch<T*> ways_;
   int64_t most_tiles_;
 };
 
 // Images whose sums are not all finite are left to the caller, in `failed`.
-inline void gather_winograd(const ConvProblem& p, const Gather& g, const float* src,
-                            const float* weights, const float* bias, float* dst, uint8_t* failed,
-                            const Context& context) {
-  constexpr int64_t kLane = kLanes<float>;
+template <class T>
+void gather_winograd(const ConvProblem& p, const Gather& g, const T* src, const T* weights,
+                     const T* bias, T* dst, uint8_t* failed, const Context& context) {
+  constexpr int64_t kLane = kLanes<T>;
   const WinogradCut cut = winograd_cut(p, g.transposed);
   const int64_t vectors = ceil_div(g.dst_channels, kLane);
   const PanelLayout layout{p.groups, vectors, ceil_div(vectors, kPanelVectors), g.src_channels,
                            p.window[0].size};
   const int64_t lanes = p.groups * vectors * kLane;
-  Scratch<float> wide_bias(lanes);
-  fill(wide_bias.data(), lanes, 0.0f);
+  Scratch<T> wide_bias(lanes);
+  fill(wide_bias.data(), lanes, T{});
   if (bias != nullptr)
     for (int64_t i = 0; i < p.groups; ++i)
       for (int64_t k = 0; k < g.dst_channels; ++k)
@@ -204,16 +206,16 @@ inline void gather_winograd(const ConvProblem& p, const Gather& g, const float* 
 
   const int64_t passes = least(cut.passes, layout.panels);
   const int64_t most_panels = ceil_div(layout.panels, passes);
-  Scratch<float> packed(p.groups * most_panels * kPanelVectors * kLane * winograd::kPoints *
-                        layout.terms());
-  Scratch<WeightPanel<float>> panels(p.groups * most_panels);
+  Scratch<T> packed(p.groups * most_panels * kPanelVectors * kLane * winograd::kPoints *
+                    layout.terms());
+  Scratch<WeightPanel<T>> panels(p.groups * most_panels);
   for (int64_t pass = 0; pass < passes; ++pass) {
     const Range some = {layout.panels * pass / passes, layout.panels * (pass + 1) / passes};
     transform_weights(p, g, layout, some, weights, wide_bias.data(), packed.data(), panels.data(),
                       context);
     const int64_t parts = cut.chunks * p.groups, count = some.end - some.begin;
     parallel_for(context, cut.blocks * parts, 1, [&](int64_t begin, int64_t end) {
-      WinogradBlock block(p, g, ceil_div(cut.tiles, cut.blocks), src, dst);
+      WinogradBlock<T> block(p, g, ceil_div(cut.tiles, cut.blocks), src, dst);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t at = task / parts, chunk = task % parts / p.groups;
         block.run(cut, cut.tiles * at / cut.blocks, cut.tiles * (at + 1) / cut.blocks,

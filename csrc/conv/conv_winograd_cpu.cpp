@@ -7,30 +7,47 @@
 
 namespace weft::WEFT_TARGET {
 
+namespace {
+
+// Calls `body(tag)` with the element type; tiles are for these two (conv_has_tiles).
+template <class Body>
+void dispatch_tiles(DType dtype, const Body& body) {
+  if (dtype == DType::f64) return body(TypeTag<double>{});
+  body(TypeTag<float>{});
+}
+
+}  // namespace
+
 void conv_winograd_gather(const ConvProblem& p, bool transposed, const void* src, const void* w,
                           const void* bias, void* dst, const Context& context) {
   const Gather g = transposed ? dgrad_gather(p) : fprop_gather(p);
-  const auto* const from = static_cast<const float*>(src);
-  auto* const to = static_cast<float*>(dst);
-  FailedImages failed(p);
-  gather_winograd(p, g, from, static_cast<const float*>(w), static_cast<const float*>(bias), to,
-                  failed.flags(), context);
-  failed.for_each_run([&](const ConvProblem& images, int64_t first) {
-    conv_product_gather(images, transposed,
-                        from + first * p.groups * g.src_channels * g.src_positions(), w, bias,
-                        to + first * p.groups * g.dst_channels * g.dst_positions(), context);
+  dispatch_tiles(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto* const from = static_cast<const T*>(src);
+    auto* const to = static_cast<T*>(dst);
+    FailedImages failed(p);
+    gather_winograd(p, g, from, static_cast<const T*>(w), static_cast<const T*>(bias), to,
+                    failed.flags(), context);
+    failed.for_each_run([&](const ConvProblem& images, int64_t first) {
+      conv_product_gather(images, transposed,
+                          from + first * p.groups * g.src_channels * g.src_positions(), w, bias,
+                          to + first * p.groups * g.dst_channels * g.dst_positions(), context);
+    });
   });
 }
 
 void conv_winograd_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                          const Context& context) {
-  const bool planes = !p.channels_last;
-  Scratch<float> last(planes ? p.weight_elements() : 0);
-  auto* const to = static_cast<float*>(gw);
-  if (!wgrad_winograd(p, static_cast<const float*>(x), static_cast<const float*>(gy),
-                      planes ? last.data() : to, context))
-    return conv_product_wgrad(p, x, gy, gw, context);
-  if (planes) transpose(last.data(), p.out_channels(), p.window_elements(), p.c, to, context);
+  dispatch_tiles(p.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const bool planes = !p.channels_last;
+    Scratch<T> last(planes ? p.weight_elements() : 0);
+    auto* const to = static_cast<T*>(gw);
+    if (!wgrad_winograd(p, static_cast<const T*>(x), static_cast<const T*>(gy),
+                        planes ? last.data() : to, context))
+      return conv_product_wgrad(p, x, gy, gw, context);
+    if (planes) transpose(last.data(), p.out_channels(), p.window_elements(), p.c, to, context);
+  });
 }
 
 }  // namespace weft::WEFT_TARGET

@@ -77,8 +77,9 @@ WEFT_HD constexpr int64_t direct_operations(const ConvProblem& p) {
   return 2 * p.n * p.groups * p.c * p.k * places;
 }
 
-// In operations, with what the transforms write and read again; the factors are what a byte was
-// measured to take, of a tile (second-level cache) and of a weight (third-level cache).
+// In operations, with what the transforms write and read again; the factors are what a byte of a
+// float32 was measured to take, of a tile (second-level cache) and of a weight (third-level cache).
+// A float64 has twice the bytes, and its operations take twice as long.
 WEFT_HD constexpr int64_t cost(const ConvProblem& p, bool transposed) {
   constexpr int64_t kTileByte = 2, kWeightByte = 4;
   const int64_t slices = transposed ? p.in[0] : p.out[0];
@@ -93,8 +94,8 @@ WEFT_HD constexpr int64_t cost(const ConvProblem& p, bool transposed) {
 // Whether tiles serve at all.
 WEFT_HD constexpr bool conv_has_tiles(const ConvProblem& p) {
   using namespace winograd;
-  if (p.direct || p.dtype != DType::f32 || p.c < kLeastChannels || p.k < kLeastChannels)
-    return false;
+  if (p.direct || (p.dtype != DType::f32 && p.dtype != DType::f64)) return false;
+  if (p.c < kLeastChannels || p.k < kLeastChannels) return false;
   for (int axis = 0; axis < 3; ++axis)
     if (p.window[axis].stride != 1 || p.window[axis].dilation != 1) return false;
   return p.window[0].size <= 3 && p.window[1].size == 3 && p.window[2].size == 3;

@@ -27,22 +27,25 @@ inline int64_t list_tile_runs(const WinogradCut& cut, int64_t begin, int64_t end
 }
 
 // Transformed tiles [point, tile, channel].
+template <class T>
 struct TransformedTiles {
-  float* data;
+  T* data;
   int64_t tile;   // from tile to tile
   int64_t point;  // from point to point: not a multiple of 4 KiB, where all would share cache sets
 };
 
 // A map that tiles are read from.
+template <class T>
 struct TileMap {
-  const float* data;
+  const T* data;
   bool planes;      // contiguous, else channels-last
   int64_t pixel;    // channels of a pixel
   int64_t lead[3];  // of padding
   const int64_t (&extent)[3];
 };
 
-inline TileMap source_map(const ConvProblem& p, const Gather& g, const float* src) {
+template <class T>
+TileMap<T> source_map(const ConvProblem& p, const Gather& g, const T* src) {
   const auto lead = [&](int axis) {
     const Window& w = p.window[axis];
     return g.transposed ? w.size - 1 - w.padding : w.padding;
@@ -52,10 +55,10 @@ inline TileMap source_map(const ConvProblem& p, const Gather& g, const float* sr
 
 // Reads and transforms tiles of kSide x kSide positions, two apart: channels-last ones as they lie,
 // contiguous ones from rows that are turned round a vector of channels at a time.
-template <int kSide>
+template <class T, int kSide>
 class TileReader {
  public:
-  TileReader(const TileMap& map, int64_t most_channels) : map_(map) {
+  TileReader(const TileMap<T>& map, int64_t most_channels) : map_(map) {
     const int64_t edge = kSide * kSide * round_up(most_channels, kLane);
     const int64_t strip = kSide * columns(winograd::kBlockTiles) * kLane + kLane * kLane;
     held_.resize(map.planes ? strip : edge);
@@ -63,8 +66,8 @@ class TileReader {
 
   // Some channels of the tiles of the run in slice `slice`, at their places of the block.
   void read(const TileRun& run, int64_t channel, int64_t channels, int64_t slice,
-            const TransformedTiles& out) {
-    float* const to = out.data + run.first * out.tile;
+            const TransformedTiles<T>& out) {
+    T* const to = out.data + run.first * out.tile;
     if (map_.planes)
       read_planes(run, channel, channels, slice, to, out);
     else
@@ -72,16 +75,16 @@ class TileReader {
   }
 
  private:
-  static constexpr int64_t kLane = kLanes<float>;
+  static constexpr int64_t kLane = kLanes<T>;
 
   static constexpr int64_t columns(int64_t tiles) { return 2 * tiles + kSide - 2; }
 
   // `channels` of tiles whose corners lie `tile_step` apart.
-  static void transform(const float* from, int64_t row, int64_t column, int64_t tile_step,
-                        int64_t tiles, int64_t channels, float* to, const TransformedTiles& out) {
+  static void transform(const T* from, int64_t row, int64_t column, int64_t tile_step,
+                        int64_t tiles, int64_t channels, T* to, const TransformedTiles<T>& out) {
     for (int64_t t = 0; t < tiles; ++t, from += tile_step, to += out.tile)
       for (int64_t c = 0; c < channels; c += kLane) {
-        FloatVec d[kSide][kSide];
+        Vec<T> d[kSide][kSide];
 #pragma GCC unroll 4
         for (int i = 0; i < kSide; ++i) {
 #pragma GCC unroll 4
@@ -92,10 +95,10 @@ class TileReader {
       }
   }
 
-  void read_pixels(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, float* to,
-                   const TransformedTiles& out) {
+  void read_pixels(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, T* to,
+                   const TransformedTiles<T>& out) {
     const int64_t height = map_.extent[1], width = map_.extent[2], pixel = map_.pixel;
-    const float* const map =
+    const T* const map =
         map_.data + (run.n * map_.extent[0] + slice) * height * width * pixel + channel;
     const int64_t top = 2 * run.row - map_.lead[1], lead = map_.lead[2], row = width * pixel;
     // Tiles [inner, end) lie inside.
@@ -114,12 +117,12 @@ class TileReader {
         const int64_t pitch = round_up(channels, kLane);
         for (int64_t i = 0; i < kSide; ++i)
           for (int64_t j = 0; j < kSide; ++j) {
-            float* const held = held_.data() + (i * kSide + j) * pitch;
+            T* const held = held_.data() + (i * kSide + j) * pitch;
             const int64_t y = top + i, x = left + j;
             if (y >= 0 && y < height && x >= 0 && x < width)
               copy_row(held, map + y * row + x * pixel, channels);
             else
-              fill(held, channels, 0.0f);
+              fill(held, channels, T{});
           }
         transform(held_.data(), kSide * pitch, pitch, 0, 1, channels, to, out);
       }
@@ -128,69 +131,70 @@ class TileReader {
     }
   }
 
-  void read_planes(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, float* to,
-                   const TransformedTiles& out) {
+  void read_planes(const TileRun& run, int64_t channel, int64_t channels, int64_t slice, T* to,
+                   const TransformedTiles<T>& out) {
     const int64_t height = map_.extent[1], width = map_.extent[2];
     const int64_t plane = map_.extent[0] * height * width;
     const int64_t top = 2 * run.row - map_.lead[1], left = 2 * run.column - map_.lead[2];
-    const float* const map =
+    const T* const map =
         map_.data + (run.n * map_.pixel + channel) * plane + slice * height * width + left;
     const int64_t all = columns(run.count);
     const int64_t begin = least(most(-left, 0), all);
     const int64_t end = most(begin, least(width - left, all));
     for (int64_t c = 0; c < channels; c += kLane) {
       for (int64_t i = 0; i < kSide; ++i) {
-        float* const held = held_.data() + i * all * kLane;
+        T* const held = held_.data() + i * all * kLane;
         const int64_t y = top + i;
         if (y < 0 || y >= height) {
-          fill(held, all * kLane, 0.0f);
+          fill(held, all * kLane, T{});
           continue;
         }
-        fill(held, begin * kLane, 0.0f);
-        const float* const from = map + c * plane + y * width;
+        fill(held, begin * kLane, T{});
+        const T* const from = map + c * plane + y * width;
         // A square runs past `end`: what follows is written after it.
         for (int64_t x = begin; x < end; x += kLane) {
-          FloatVec square[kLane];
+          Vec<T> square[kLane];
 #pragma GCC unroll 16
           for (int64_t j = 0; j < kLane; ++j)
-            square[j] = c + j < channels ? load_lanes(from + j * plane + x, end - x) : FloatVec{};
+            square[j] = c + j < channels ? load_lanes(from + j * plane + x, end - x) : Vec<T>{};
           transpose(square);
 #pragma GCC unroll 16
           for (int64_t j = 0; j < kLane; ++j) store_vec(held + (x + j) * kLane, square[j]);
         }
-        fill(held + end * kLane, (all - end) * kLane, 0.0f);
+        fill(held + end * kLane, (all - end) * kLane, T{});
       }
       transform(held_.data(), all * kLane, kLane, 2 * kLane, run.count, kLane, to + c, out);
     }
   }
 
-  TileMap map_;
-  Scratch<float> held_;
+  TileMap<T> map_;
+  Scratch<T> held_;
 };
 
 // Writes the outputs of finished tiles: of one panel's channels.
+template <class T>
 class TileWriter {
  public:
-  TileWriter(const ConvProblem& p, const Gather& g, float* dst)
+  TileWriter(const ConvProblem& p, const Gather& g, T* dst)
       : p_(p), g_(g), dst_(dst), pixel_(p.groups * g.dst_channels) {
     if (!p.channels_last) held_.resize(4 * winograd::kBlockTiles * kPanelVectors * kLane);
   }
 
   // `sums` are of the run's first tile, [point, tile, lane]. False if a sum is not finite.
-  bool write(const TileRun& run, int64_t slice, const WeightPanel<float>& panel, const float* sums,
+  bool write(const TileRun& run, int64_t slice, const WeightPanel<T>& panel, const T* sums,
              int64_t tile, int64_t point) {
-    FloatVec check{};
+    Vec<T> check{};
     const int64_t rows = least(2, g_.dst[1] - 2 * run.row);
     const int64_t columns = least(2 * run.count, g_.dst[2] - 2 * run.column);
     const int64_t at = (slice * g_.dst[1] + 2 * run.row) * g_.dst[2] + 2 * run.column;
     if (p_.channels_last) {
-      float* const to = dst_ + (run.n * g_.dst_positions() + at) * pixel_ + panel.channel;
+      T* const to = dst_ + (run.n * g_.dst_positions() + at) * pixel_ + panel.channel;
       for (int64_t t = 0; t < run.count; ++t, sums += tile) {
         const int64_t wide = least(2, columns - 2 * t);
         for (int64_t v = 0; v < panel.vectors; ++v) {
-          FloatVec y[2][2];
+          Vec<T> y[2][2];
           transform_sums(sums + v * kLane, point, y);
-          const FloatVec bias = load_vec(panel.bias + v * kLane);
+          const Vec<T> bias = load_vec(panel.bias + v * kLane);
           const int64_t left = panel.lanes - v * kLane;
           for (int64_t i = 0; i < 2; ++i)
             for (int64_t j = 0; j < 2; ++j) {
@@ -209,7 +213,7 @@ class TileWriter {
       const int64_t lanes = panel.vectors * kLane;
       for (int64_t t = 0; t < run.count; ++t, sums += tile)
         for (int64_t v = 0; v < panel.vectors; ++v) {
-          FloatVec y[2][2];
+          Vec<T> y[2][2];
           transform_sums(sums + v * kLane, point, y);
           for (int64_t i = 0; i < 2; ++i)
             for (int64_t j = 0; j < 2; ++j) {
@@ -217,7 +221,7 @@ class TileWriter {
               store_vec(held_.data() + (2 * (i * run.count + t) + j) * lanes + v * kLane, y[i][j]);
             }
         }
-      float* const image = dst_ + (run.n * pixel_ + panel.channel) * g_.dst_positions();
+      T* const image = dst_ + (run.n * pixel_ + panel.channel) * g_.dst_positions();
       for (int64_t i = 0; i < rows; ++i)
         store_planes<false>(p_, {run.n, 0, 0, columns}, 1, held_.data() + 2 * i * run.count * lanes,
                             lanes, panel.bias, image + at + i * g_.dst[2], g_.dst_positions(),
@@ -227,13 +231,13 @@ class TileWriter {
   }
 
  private:
-  static constexpr int64_t kLane = kLanes<float>;
+  static constexpr int64_t kLane = kLanes<T>;
 
   const ConvProblem& p_;
   const Gather& g_;
-  float* dst_;
+  T* dst_;
   int64_t pixel_;
-  Scratch<float> held_;  // contiguous: the outputs of a run, [row, column, lane]
+  Scratch<T> held_;  // contiguous: the outputs of a run, [row, column, lane]
 };
 
 }  // namespace

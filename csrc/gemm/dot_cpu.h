@@ -124,16 +124,16 @@ WEFT_INLINE void dot_rows(V (&sum)[M][C], const T* a, int64_t a_stride, const T*
              __attribute__((always_inline)) { return detail::load_last<kPairs>(row, k, left); });
 }
 
-// ---- rows that lie across vectors --------------------------------------------------------------
+// ---- rows that lie across cache lines ----------------------------------------------------------
 
-// A vector across two cache lines is two accesses: rows that do not begin at a vector are read at
-// up to half the speed. Whether a copy of `rows` [.., k] is read faster.
+// A vector across two cache lines is two accesses: where a vector is as long as a line, rows that
+// do not begin at one are read at half the speed. (Of shorter vectors few lie across, and copies
+// gained nothing.) Whether a copy of `rows` [.., k] is read faster.
 template <bool kPairs, class T>
 bool lie_across(const T* rows, int64_t k) {
-  if (kDotStep<kPairs, T> * sizeof(T) != kVectorBytes) return false;  // half a vector at a time
-  return (reinterpret_cast<uintptr_t>(rows) | static_cast<uintptr_t>(k) * sizeof(T)) %
-             kVectorBytes !=
-         0;
+  constexpr uintptr_t kLine = 64;
+  if (kDotStep<kPairs, T> * sizeof(T) != kLine) return false;
+  return (reinterpret_cast<uintptr_t>(rows) | static_cast<uintptr_t>(k) * sizeof(T)) % kLine != 0;
 }
 
 // Terms of a row's copy.

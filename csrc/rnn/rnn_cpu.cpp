@@ -4,9 +4,9 @@
 // has them) with the gates as its epilogue: threads split the hidden units; a thread takes one
 // vector of units at a time, for those the four sums of up to kRowBlock batch rows (a tile at a
 // time, into a scratch that stays in the cache), then the gates, one vector of units per row. The
-// pre-activations never reach memory. Rows that lie across cache lines are copied where they are read
-// often (dot_cpu.h). Bound: FLOPs for large batches; for one row, the bytes of the weights, each
-// read once.
+// pre-activations never reach memory. Rows that lie across cache lines are copied where they are
+// read often (dot_cpu.h). Bound: FLOPs for large batches; for one row, the bytes of the weights,
+// each read once.
 //
 // Backward and double backward are elementwise, one vector of units at a time; bound: bytes.
 #include "core/parallel.h"

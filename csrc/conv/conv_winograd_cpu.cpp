@@ -4,24 +4,14 @@
 #include "conv/conv_failed_images.h"
 #include "conv/conv_winograd.h"
 #include "conv/conv_winograd_wgrad.h"
+#include "core/dispatch_wide.h"
 
 namespace weft::WEFT_TARGET {
-
-namespace {
-
-// Calls `body(tag)` with the element type; tiles are for these two (conv_has_tiles).
-template <class Body>
-void dispatch_tiles(DType dtype, const Body& body) {
-  if (dtype == DType::f64) return body(TypeTag<double>{});
-  body(TypeTag<float>{});
-}
-
-}  // namespace
 
 void conv_winograd_gather(const ConvProblem& p, bool transposed, const void* src, const void* w,
                           const void* bias, void* dst, const Context& context) {
   const Gather g = transposed ? dgrad_gather(p) : fprop_gather(p);
-  dispatch_tiles(p.dtype, [&](auto tag) {
+  dispatch_wide(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto* const from = static_cast<const T*>(src);
     auto* const to = static_cast<T*>(dst);
@@ -38,7 +28,7 @@ void conv_winograd_gather(const ConvProblem& p, bool transposed, const void* src
 
 void conv_winograd_wgrad(const ConvProblem& p, const void* x, const void* gy, void* gw,
                          const Context& context) {
-  dispatch_tiles(p.dtype, [&](auto tag) {
+  dispatch_wide(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const bool planes = !p.channels_last;
     Scratch<T> last(planes ? p.weight_elements() : 0);

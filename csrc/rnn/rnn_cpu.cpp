@@ -126,7 +126,8 @@ consteval Columns<Units * Gates> tile_columns(const int (&column)[Gates]) {
 
 // The factors of one of a cell's two products, as a thread reads them: rows [B, k], and of the
 // weights [gates * H, k] a tile of at most kTile rows at a time. Where rows of either lie across
-// cache lines and there are some to multiply, both are read from copies.
+// cache lines and there are some to multiply, both are read from copies. Lost: one copy of the rows
+// for all threads, which meet at a barrier behind it, slower for small cells.
 template <bool kPairs, class T, int kTile>
 class Factors {
  public:

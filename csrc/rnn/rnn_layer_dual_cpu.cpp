@@ -1,18 +1,10 @@
 // Recurrent layers on dual numbers, on CPU: what double backward runs. The kernels are those of
 // rnn_layer_cpu.cpp, in other numbers; a step has three products in place of one.
+#include "core/dispatch_wide.h"
 #include "rnn/rnn_layer_backward_cpu.h"
 #include "rnn/rnn_layer_forward_cpu.h"
 
 namespace weft::WEFT_TARGET {
-namespace {
-
-template <class Body>
-void dispatch_wide(DType dtype, const Body& body) {
-  if (dtype == DType::f64) return body(TypeTag<double>{});
-  body(TypeTag<float>{});
-}
-
-}  // namespace
 
 void layer_forward_dual(const LayerProblem& p, const LayerForward& t, const Context& context) {
   dispatch_wide(p.dtype, [&](auto tag) {
